@@ -1,0 +1,186 @@
+"""`vit(...)`: one functional builder for every Vision Transformer of the paper.
+
+Layer names are a contract: patches, patch_encoder, block_00 ..., norm, pre_logits, head.
+`HybridStem` will take the place in front of `patches` under the name `stem`.
+"""
+
+import re
+from typing import NamedTuple
+
+import keras
+
+from vitkeras.errors import InputError, nearest
+from vitkeras.layers import GELUS, PatchEncoder, Patches, TransformerBlock
+
+CLASSIFIERS = ("token", "gap")
+
+
+class Sizes(NamedTuple):
+    """The four numbers that a model's letter stands for."""
+
+    hidden_dim: int
+    mlp_dim: int
+    num_heads: int
+    num_layers: int
+
+
+#: Sources: Dosovitskiy et al. 2021, table 1 (B, L, H); Steiner et al. 2021 (Ti, S);
+#: Zhai et al. 2022, "Scaling Vision Transformers" (g, G).
+VARIANTS = {
+    "Ti": Sizes(192, 768, 3, 12),
+    "S": Sizes(384, 1536, 6, 12),
+    "B": Sizes(768, 3072, 12, 12),
+    "L": Sizes(1024, 4096, 16, 24),
+    "H": Sizes(1280, 5120, 16, 32),
+    "g": Sizes(1408, 6144, 16, 40),
+    "G": Sizes(1664, 8192, 16, 48),
+}
+
+
+def parse_variant(variant):
+    """Returns the `Sizes` and the patch size that a name such as "B/16" stands for.
+
+    Raises:
+        InputError: If the letter is unknown or the form is not LETTER/PATCH.
+    """
+    match = re.fullmatch(r"(\w+)/([1-9]\d*)", str(variant))
+    if not match or match[1] not in VARIANTS:
+        examples = [f"{letter}/{patch}" for letter in VARIANTS for patch in (8, 14, 16, 32)]
+        raise InputError(
+            f"`variant` must be one of {', '.join(VARIANTS)}, a slash and a patch size, such as "
+            f'"B/16". Received: variant={variant!r}.{nearest(str(variant), examples)}'
+        )
+    return VARIANTS[match[1]], int(match[2])
+
+
+def image_shape(image_size, patch_size=1):
+    """Returns `(height, width)` from an integer or a pair, checked against the patch size.
+
+    Raises:
+        InputError: If a side is not a positive integer divisible by `patch_size`.
+    """
+    try:
+        pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        height, width = (int(side) for side in pair)
+        whole = (height, width) == pair and min(pair) > 0
+    except (TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise InputError(
+            "`image_size` must be a positive integer or a pair (height, width) of them. "
+            f"Received: image_size={image_size!r}."
+        )
+    if height % patch_size or width % patch_size:
+        down = [max(side // patch_size, 1) * patch_size for side in (height, width)]
+        up = [-(-side // patch_size) * patch_size for side in (height, width)]
+        raise InputError(
+            "`image_size` must be divisible by the patch size. "
+            f"Received: image_size={image_size}, patch size {patch_size}. "
+            f"Nearest sizes: {down[0]}x{down[1]}, {up[0]}x{up[1]}."
+        )
+    return height, width
+
+
+def vit(
+    variant: str,
+    *,
+    image_size: int | tuple[int, int] = 224,
+    num_classes: int = 1000,
+    classifier: str = "token",
+    pre_logits: bool = False,
+    include_top: bool = True,
+    dropout_rate: float = 0.0,
+    stochastic_depth_rate: float = 0.0,
+    layer_scale: float | None = None,
+    gelu: str = "tanh",
+    hidden_dim: int | None = None,
+    mlp_dim: int | None = None,
+    num_heads: int | None = None,
+    num_layers: int | None = None,
+    dtype=None,
+    name: str | None = None,
+) -> keras.Model:
+    """Builds a Vision Transformer as a functional Keras model.
+
+    Args:
+        variant: A letter of `VARIANTS` (Ti, S, B, L, H, g, G), a slash and any patch size: "B/16".
+        image_size: Side in pixels, or (height, width); divisible by the patch size.
+        num_classes: Number of logits.
+        classifier: What represents the image: "token", the class token, or "gap", the mean of
+            all patch tokens (no class token then).
+        pre_logits: Whether a dense layer of the same width and a tanh come before the head,
+            as in the original pretraining on ImageNet-21k.
+        include_top: Without it the output is what the head would see.
+        dropout_rate: Dropout after the positions and after every dense layer except qkv.
+        stochastic_depth_rate: Rate in the last block; it grows linearly from 0 in the first.
+        layer_scale: Initial LayerScale value; None for none.
+        gelu: "tanh", as the paper's authors train, or "exact".
+        hidden_dim, mlp_dim, num_heads, num_layers: Sizes that replace those of the letter.
+        dtype: Keras dtype or policy of all layers, such as "mixed_bfloat16". Logits and features
+            are always float32.
+        name: Name of the model.
+    Input shape: `(b, h, w, 3)`, values in [-1, 1].
+    Output shape: `(b, num_classes)` logits, or `(b, d)` features. The head starts at zero.
+    Raises:
+        InputError: (a ValueError) If an argument is unknown or does not fit another.
+    Source: Dosovitskiy et al. 2021, section 3; https://github.com/google-research/vision_transformer.
+    """
+    sizes, patch_size = parse_variant(variant)
+    given = Sizes(hidden_dim, mlp_dim, num_heads, num_layers)
+    sizes = Sizes(*(new or old for new, old in zip(given, sizes, strict=True)))
+    height, width = image_shape(image_size, patch_size)
+    for label, value, choices in (("classifier", classifier, CLASSIFIERS), ("gelu", gelu, GELUS)):
+        if value not in choices:
+            raise InputError(f"`{label}` must be one of {choices}. Received: {label}={value!r}.")
+    if sizes.hidden_dim % sizes.num_heads:
+        raise InputError(
+            "`hidden_dim` must be divisible by `num_heads`. "
+            f"Received: hidden_dim={sizes.hidden_dim}, num_heads={sizes.num_heads}."
+        )
+    if include_top and num_classes < 1:
+        raise InputError(f"`num_classes` must be at least 1. Received: num_classes={num_classes}.")
+    policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+
+    # Image to tokens
+    images = keras.Input((height, width, 3), name="images", dtype="float32")
+    x = Patches(patch_size, dtype=policy, name="patches")(images)  # (b, n, p*p*c)
+    x = PatchEncoder(
+        grid=(height // patch_size, width // patch_size),
+        hidden_dim=sizes.hidden_dim,
+        class_token=classifier == "token",
+        dropout_rate=dropout_rate,
+        dtype=policy,
+        name="patch_encoder",
+    )(x)  # (b, t, d)
+
+    # Encoder
+    for i in range(sizes.num_layers):
+        x = TransformerBlock(
+            num_heads=sizes.num_heads,
+            mlp_dim=sizes.mlp_dim,
+            dropout_rate=dropout_rate,
+            stochastic_depth_rate=stochastic_depth_rate * i / max(sizes.num_layers - 1, 1),
+            layer_scale=layer_scale,
+            gelu=gelu,
+            dtype=policy,
+            name=f"block_{i:02d}",
+        )(x)
+    x = keras.layers.LayerNormalization(epsilon=1e-6, dtype=policy, name="norm")(x)
+
+    # Tokens to logits
+    if classifier == "token":
+        x = x[:, 0]  # (b, d)
+    else:
+        x = keras.layers.GlobalAveragePooling1D(dtype=policy, name="pool")(x)
+    if pre_logits:
+        x = keras.layers.Dense(
+            sizes.hidden_dim, activation="tanh", dtype=policy, name="pre_logits"
+        )(x)
+    if include_top:
+        x = keras.layers.Dense(
+            num_classes, kernel_initializer="zeros", dtype="float32", name="head"
+        )(x)
+    else:
+        x = keras.layers.Activation("linear", dtype="float32", name="features")(x)
+    default_name = re.sub(r"\W", "_", f"vit_{variant}".lower())
+    return keras.Model(images, x, name=name or default_name)

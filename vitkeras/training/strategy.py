@@ -1,0 +1,83 @@
+"""From a word in the config to a tf.distribute strategy."""
+
+import os
+
+import tensorflow as tf
+
+from vitkeras.errors import InputError, nearest
+
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
+
+
+def make_strategy(name="auto"):
+    """Returns the strategy that a name stands for. Call it before any TensorFlow op.
+
+    Args:
+        name: "one_device" (the first GPU, else the CPU); "mirrored" (all GPUs of this machine, else
+            all logical CPUs); "multi_worker" (the hosts in TF_CONFIG); "tpu" (the local TPU, or
+            the one that TPU_NAME names); "auto": multi_worker where TF_CONFIG is set, tpu where
+            TPU_NAME is set or a TPU is attached, mirrored with two GPUs or more, else one_device.
+    Raises:
+        InputError: If the name is unknown, or asks for what this machine has not.
+    """
+    if name not in STRATEGIES:
+        raise InputError(
+            f"`strategy` must be one of {', '.join(STRATEGIES)}. Received: strategy={name!r}."
+            f"{nearest(name, STRATEGIES)}"
+        )
+    if name == "auto":
+        name = _found()
+    if name == "multi_worker":
+        if not os.environ.get("TF_CONFIG"):
+            raise InputError(
+                "`strategy=multi_worker` reads the hosts from TF_CONFIG. Received: no TF_CONFIG in "
+                "the environment."
+            )
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "tpu":
+        return _tpu()
+    gpus = tf.config.list_logical_devices("GPU")
+    devices = [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy(devices)
+    return tf.distribute.OneDeviceStrategy(devices[0])
+
+
+def _found():
+    if os.environ.get("TF_CONFIG"):
+        return "multi_worker"
+    if os.environ.get("TPU_NAME") or tf.config.list_physical_devices("TPU"):
+        return "tpu"
+    return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one_device"
+
+
+def _tpu():
+    """Connects to the TPU as TPU VMs want it: "local" unless TPU_NAME names another."""
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
+            tpu=os.environ.get("TPU_NAME", "local")
+        )
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, tf.errors.OpError) as error:
+        raise InputError(
+            "`strategy=tpu` needs a TPU. Received: TPU_NAME="
+            f"{os.environ.get('TPU_NAME')!r} and no TPU found ({str(error).splitlines()[0][:200]})."
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def check_global_batch(batch_size, replicas):
+    """Returns the batch of each replica.
+
+    Raises:
+        InputError: If `batch_size` is not a positive multiple of `replicas`.
+    """
+    if batch_size < 1 or batch_size % replicas:
+        down = max(batch_size // replicas, 1) * replicas
+        up = max(-(-batch_size // replicas), 1) * replicas
+        raise InputError(
+            "`batch_size` is the global batch and must be divisible by the number of replicas. "
+            f"Received: batch_size={batch_size}, {replicas} replicas. Nearest: {down}, {up}."
+        )
+    return batch_size // replicas

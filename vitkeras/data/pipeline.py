@@ -1,0 +1,86 @@
+"""From a source to batches. Whole batches train; evaluation counts every example exactly once."""
+
+import tensorflow as tf
+
+from vitkeras.errors import InputError
+
+
+def steps_per_epoch(source, batch_size):
+    """Returns the number of whole batches in an epoch.
+
+    Raises:
+        InputError: If there is not even one.
+    """
+    examples = source.num_examples("train")
+    if batch_size > examples:
+        raise InputError(
+            "`batch_size` must not be larger than the training split. "
+            f"Received: batch_size={batch_size}, {examples} training images."
+        )
+    return examples // batch_size
+
+
+def training_batches(
+    source, preprocessing, batch_size, epochs, seed=0, augmentation="none", first_epoch=0
+):
+    """Returns batches of epochs `first_epoch` to `epochs` - 1, one after the other.
+
+    Order and augmentation are a function of (seed, epoch, place in the epoch) alone, so a run that
+    starts later sees what it would have seen.
+
+    Returns:
+        A tf.data.Dataset of images float32 `(b, h, w, 3)` and labels int32 `(b,)`; each epoch
+        has `steps_per_epoch` whole batches, and leaves out what is over.
+    """
+    images = steps_per_epoch(source, batch_size) * batch_size
+
+    def example(epoch, index, encoded):
+        pair = tf.random.experimental.stateless_fold_in(
+            tf.random.experimental.stateless_fold_in([seed, 1], epoch), index
+        )
+        image = preprocessing.training_image(encoded["image_bytes"], pair, augmentation)
+        return image, tf.cast(encoded["label"], tf.int32)
+
+    def of_epoch(epoch):
+        order = source.examples("train", shuffle_seed=seed * 1_000_003 + epoch)
+        numbered = order.take(images).enumerate()
+        return numbered.map(lambda index, encoded: (epoch, index, encoded))
+
+    batches = (
+        tf.data.Dataset.range(first_epoch, epochs)
+        .flat_map(of_epoch)
+        .map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .batch(batch_size, drop_remainder=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+    # By its number of batches, fit can tell the end from data that ran out.
+    count = (epochs - first_epoch) * (images // batch_size)
+    return batches.apply(tf.data.experimental.assert_cardinality(count))
+
+
+def evaluation_batches(source, split, preprocessing, batch_size):
+    """Returns whole batches with weights: 1 for an example, 0 for what fills the last batch.
+
+    Returns:
+        A tf.data.Dataset of images float32 `(b, h, w, 3)`, labels int32 `(b,)` and weights
+        float32 `(b,)`, in the order of the source.
+    """
+    examples = source.num_examples(split)
+    padding = -examples % batch_size
+
+    def example(encoded):
+        image = preprocessing.evaluation_image(encoded["image_bytes"])
+        return image, tf.cast(encoded["label"], tf.int32), 1.0
+
+    def filler(_):
+        image = tf.zeros((*preprocessing.image_size, 3))
+        return image, tf.zeros((), tf.int32), 0.0
+
+    real = source.examples(split).map(
+        example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
+    return (
+        real.concatenate(tf.data.Dataset.range(padding).map(filler))
+        .batch(batch_size, drop_remainder=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )

@@ -1,0 +1,125 @@
+"""From image bytes to what the model sees: the same code trains, evaluates, predicts and serves."""
+
+import dataclasses
+
+import tensorflow as tf
+
+from vitkeras.errors import InputError
+
+#: none: as in evaluation. inception: a crop of 5-100 % of the area, resized. inception_flip: that
+#: and a random mirror image. pad_crop: shifted by up to an eighth of the side (small images).
+AUGMENTATIONS = ("none", "inception", "inception_flip", "pad_crop")
+
+FIXED = {"resize": "bilinear", "antialias": False, "value_range": [-1, 1]}
+
+
+def decode_image(image_bytes):
+    """Decodes a JPEG, PNG, BMP or GIF (first frame) of any mode to RGB.
+
+    Grayscale is repeated, alpha dropped, 16 bits cut to 8, and EXIF orientation ignored: a photo
+    that a viewer would turn stays as it is stored, in training, evaluation and serving alike.
+
+    Args:
+        image_bytes: Scalar string.
+    Returns:
+        uint8 `(h, w, 3)`.
+    """
+    image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What a run records of its images, and the functions that follow from it.
+
+    Args:
+        image_size: `(height, width)` that the model takes.
+    Source: the paper's authors' code: straight bilinear resize without antialias, then
+        (x - 127.5) / 127.5.
+    """
+
+    image_size: tuple[int, int]
+
+    def to_json(self):
+        """Returns a dict for `preprocessing.json`."""
+        return {"image_size": list(self.image_size), **FIXED}
+
+    @classmethod
+    def from_json(cls, record):
+        """Makes it again from `to_json`'s dict.
+
+        Raises:
+            InputError: If the record names something that this version does not do.
+        """
+        if {k: v for k, v in record.items() if k != "image_size"} != FIXED:
+            raise InputError(
+                f"A preprocessing record must hold image_size and {FIXED}. Received: {record}."
+            )
+        return cls(tuple(record["image_size"]))
+
+    def pixels(self, pixels):
+        """Resizes and scales images of values 0 to 255: `(..., h, w, 3)` to float32 in [-1, 1]."""
+        image = tf.image.resize(tf.cast(pixels, tf.float32), self.image_size)
+        return (image - 127.5) / 127.5
+
+    def evaluation_image(self, image_bytes):
+        """Returns float32 `(h, w, 3)` in [-1, 1] of one encoded image: no crop."""
+        return self.pixels(decode_image(image_bytes))
+
+    def training_image(self, image_bytes, seed, augmentation):
+        """Returns one augmented image, float32 `(h, w, 3)` in [-1, 1].
+
+        Args:
+            image_bytes: Scalar string.
+            seed: int32 `(2,)`; the same seed gives the same image.
+            augmentation: One of `AUGMENTATIONS`.
+        """
+        if augmentation not in AUGMENTATIONS:
+            raise InputError(
+                f"`augmentation` must be one of {AUGMENTATIONS}. "
+                f"Received: augmentation={augmentation!r}."
+            )
+        if augmentation == "none":
+            return self.evaluation_image(image_bytes)
+        if augmentation == "pad_crop":
+            return self._shifted(self.evaluation_image(image_bytes), seed)
+        image = self.pixels(_inception_crop(image_bytes, seed))
+        if augmentation == "inception_flip":
+            image = tf.image.stateless_random_flip_left_right(image, seed + [0, 1])
+        return image
+
+    def _shifted(self, image, seed):
+        """Moves an image by up to an eighth of each side; what comes in from outside is black."""
+        height, width = self.image_size
+        y, x = max(height // 8, 1), max(width // 8, 1)
+        image = tf.pad(image, [[y, y], [x, x], [0, 0]], constant_values=-1.0)
+        return tf.image.stateless_random_crop(image, (height, width, 3), seed)
+
+
+def _inception_crop(image_bytes, seed):
+    """Returns uint8 `(?, ?, 3)`: 5-100 % of the area, aspect 3/4 to 4/3.
+
+    Of a JPEG only the crop is decoded.
+    """
+
+    def window(shape):
+        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+            shape,
+            tf.zeros((0, 0, 4)),
+            seed,
+            area_range=(0.05, 1.0),
+            min_object_covered=0.0,
+            use_image_if_no_bounding_boxes=True,
+        )
+        return begin[0], begin[1], size[0], size[1]
+
+    def jpeg():
+        shape = tf.concat([tf.io.extract_jpeg_shape(image_bytes)[:2], [3]], 0)  # CMYK reports 4
+        return tf.image.decode_and_crop_jpeg(image_bytes, tf.stack(window(shape)), channels=3)
+
+    def other():
+        image = decode_image(image_bytes)
+        y, x, height, width = window(tf.shape(image))
+        return image[y : y + height, x : x + width]
+
+    return tf.ensure_shape(tf.cond(tf.io.is_jpeg(image_bytes), jpeg, other), (None, None, 3))

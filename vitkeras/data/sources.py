@@ -1,0 +1,252 @@
+"""Where examples come from: TensorFlow Datasets, the embedded digits, or a folder of images.
+
+Every source has `class_names`, `num_examples(split)` and `examples(split, shuffle_seed)`; the splits
+are always called train, validation and test, and the examples are
+`{"image_bytes": string, "label": int64}`.
+"""
+
+import contextlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from vitkeras.data.preprocessing import decode_image
+from vitkeras.data.splits import stratified_split
+from vitkeras.errors import InputError, nearest
+
+SPLITS = ("train", "validation", "test")
+SUFFIXES = (".jpg", ".jpeg", ".png")
+SHUFFLE_BUFFER = 10_000
+
+
+def open_source(dataset, data_dir=None, seed=0):
+    """Returns the source that a config's `dataset` names.
+
+    Args:
+        dataset: "digits", any name of TensorFlow Datasets, or "folder:PATH".
+        data_dir: Where TensorFlow Datasets keeps its files; None for its default.
+        seed: Chooses the split of a folder that has no split of its own.
+    Raises:
+        InputError: If there is no such data set or folder, or it does not have what is needed.
+    """
+    kind, _, path = dataset.partition(":")
+    if kind == "folder" and path:
+        return FolderSource(path, seed)
+    return TFDSSource(dataset, data_dir)
+
+
+class TFDSSource:
+    """A data set of TensorFlow Datasets, made or downloaded on first use.
+
+    It needs the features `image` and `label`. Where it has no validation split, the last 10 % of
+    train (1 % from 100,000 examples on, as the paper has it for ImageNet) are that; where it has
+    no test split, its validation split is the test split, and validation is cut from train.
+
+    Args:
+        name: "digits", or a name as `tfds.builder` takes it.
+        data_dir: Where its files are kept; None for the default of TensorFlow Datasets.
+    """
+
+    def __init__(self, name, data_dir=None):
+        self.bad_images = []
+        if name == "digits":
+            from vitkeras.data.digits import Digits
+
+            self.builder = Digits(data_dir=data_dir)
+        else:
+            try:
+                self.builder = tfds.builder(name, data_dir=data_dir)
+            except (tfds.core.DatasetNotFoundError, ValueError) as error:
+                names = ["digits", *tfds.list_builders(with_community_datasets=False)]
+                raise InputError(
+                    "`dataset` must be digits, a name of TensorFlow Datasets, or folder:PATH. "
+                    f"Received: dataset={name!r}.{nearest(name, names)}"
+                ) from error
+        features = self.builder.info.features
+        if not {"image", "label"} <= set(features or ()):
+            raise InputError(
+                "A data set must have the features image and label. "
+                f"Received: dataset={name!r} with {sorted(features or ())}."
+            )
+        with contextlib.redirect_stdout(sys.stderr):
+            self.builder.download_and_prepare()
+        self.class_names = list(features["label"].names)
+        self.splits = self._splits()
+
+    def _splits(self):
+        have = self.builder.info.splits
+        if "train" not in have:
+            raise InputError(f"A data set must have a train split. Received: {sorted(have)}.")
+        percent = 1 if have["train"].num_examples >= 100_000 else 10
+        cut = {"train": f"train[:{100 - percent}%]", "validation": f"train[{100 - percent}%:]"}
+        if "validation" in have and "test" in have:
+            return {split: split for split in SPLITS}
+        if "test" in have or "validation" in have:
+            return cut | {"test": "test" if "test" in have else "validation"}
+        return {"train": "train[:80%]", "validation": "train[80%:90%]", "test": "train[90%:]"}
+
+    def num_examples(self, split):
+        """Number of examples of a split."""
+        return self.builder.info.splits[self.splits[split]].num_examples
+
+    def examples(self, split, shuffle_seed=None):
+        """Returns the examples, shuffled through a buffer of 10,000 if a seed is given.
+
+        Args:
+            split: train, validation or test.
+            shuffle_seed: Integer or scalar int64 tensor; the same seed, the same order.
+        """
+        data = self.builder.as_dataset(
+            split=self.splits[split],
+            decoders={"image": tfds.decode.SkipDecoding()},
+            shuffle_files=False,
+        )
+        data = data.map(lambda x: {"image_bytes": x["image"], "label": x["label"]})
+        if self.num_examples(split) <= SHUFFLE_BUFFER:
+            data = data.cache()
+        if shuffle_seed is not None:
+            size = min(self.num_examples(split), SHUFFLE_BUFFER)
+            data = data.shuffle(size, seed=shuffle_seed, reshuffle_each_iteration=False)
+        return data
+
+
+class FolderSource:
+    """A folder of JPEG and PNG images with one sub-folder per class.
+
+    With sub-folders train/ and test/ (and perhaps validation/ or val/) these are the splits, and
+    what is missing of validation is cut from train (10 %). Without them the split is 80/10/10.
+    Both cuts are stratified by class and seeded. Files that cannot be decoded are left out and
+    listed in `bad_images`.
+
+    Args:
+        path: The folder.
+        seed: Chooses the split.
+    """
+
+    def __init__(self, path, seed=0):
+        self.path = Path(path)
+        self.bad_images = []  # (path below the folder, reason)
+        self._checked = {}
+        if not self.path.is_dir():
+            raise InputError(f"`folder:PATH` must name a folder. Received: {path}.")
+        if (self.path / "train").is_dir() and (self.path / "test").is_dir():
+            self._read_splits(seed)
+        else:
+            self.class_names, files, labels = _list_classes(self.path)
+            fractions = {"train": 0.8, "validation": 0.1, "test": 0.1}
+            self._cut(files, labels, fractions, seed)
+
+    def _read_splits(self, seed):
+        self.class_names, files, labels = _list_classes(self.path / "train")
+        validation = [n for n in ("validation", "val") if (self.path / n).is_dir()]
+        if validation:
+            self.files = {"train": (files, labels)}
+        else:
+            self._cut(files, labels, {"train": 0.9, "validation": 0.1}, seed)
+        for split, folder in [("test", "test")] + [("validation", n) for n in validation[:1]]:
+            names, files, labels = _list_classes(self.path / folder)
+            unknown = sorted(set(names) - set(self.class_names))
+            if unknown:
+                raise InputError(
+                    f"Every class in {folder}/ must be in train/ too. Received: {unknown[:5]}, "
+                    f"which train/ does not have.{nearest(unknown[0], self.class_names)}"
+                )
+            places = np.array([self.class_names.index(name) for name in names])
+            self.files[split] = (files, places[labels])
+
+    def _cut(self, files, labels, fractions, seed):
+        names = [file.relative_to(self.path).as_posix() for file in files]
+        parts = stratified_split(names, labels, fractions, seed)
+        self.files = {s: ([files[i] for i in part], labels[part]) for s, part in parts.items()}
+
+    def check(self, split):
+        """Decodes every file of a split once; returns `[(file, reason)]` of those that fail."""
+        if split not in self._checked:
+            files, labels = self.files[split]
+            good = np.array(list(_decodable(files)), bool)
+            bad = [
+                (str(f.relative_to(self.path)), _reason(f))
+                for f, ok in zip(files, good, strict=True)
+                if not ok
+            ]
+            if not good.any():
+                raise InputError(
+                    f"A split must have an image that can be decoded. Received: {self.path}, split "
+                    f"{split}, with {len(files)} files"
+                    + (f", the first of them {bad[0][0]}: {bad[0][1]}." if bad else ".")
+                )
+            kept = [str(f) for f, ok in zip(files, good, strict=True) if ok]
+            self._checked[split] = bad, tf.constant(kept), tf.constant(labels[good], tf.int64)
+            self.bad_images += bad
+        return self._checked[split][0]
+
+    def num_examples(self, split):
+        """Number of examples of a split that can be decoded."""
+        self.check(split)
+        return len(self._checked[split][1])
+
+    def examples(self, split, shuffle_seed=None):
+        """Returns the examples, in a random order if a seed is given.
+
+        Args:
+            split: train, validation or test.
+            shuffle_seed: Integer or scalar int64 tensor; the same seed, the same order.
+        """
+        self.check(split)
+        _, files, labels = self._checked[split]
+        order = tf.range(len(files))
+        if shuffle_seed is not None:
+            seed = tf.stack([tf.cast(shuffle_seed, tf.int64), 0])
+            order = tf.random.experimental.stateless_shuffle(order, seed)
+        return tf.data.Dataset.from_tensor_slices(order).map(
+            lambda i: {"image_bytes": tf.io.read_file(files[i]), "label": labels[i]},
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+
+
+def _list_classes(folder):
+    """Returns class names, files and the label of each file."""
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not names:
+        raise InputError(
+            "A folder of images must hold one sub-folder per class. "
+            f"Received: {folder}, which has no sub-folder."
+        )
+    files, labels = [], []
+    for label, name in enumerate(names):
+        found = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not found:
+            raise InputError(
+                f"Every class folder must hold {', '.join(SUFFIXES)} files. "
+                f"Received: {folder / name}, which has none. Add images or remove the folder."
+            )
+        files += found
+        labels += [label] * len(found)
+    return names, files, np.array(labels)
+
+
+def _decodable(files):
+    """Yields for each file whether TensorFlow decodes it."""
+
+    def size(file):
+        return tf.size(decode_image(tf.io.read_file(file)))
+
+    whole = tf.data.Dataset.from_tensor_slices([str(file) for file in files])
+    # An example that fails would vanish: numbered, those that are left tell which did.
+    numbered = whole.enumerate().map(lambda i, f: (i, size(f)), num_parallel_calls=tf.data.AUTOTUNE)
+    kept = {int(i) for i, _ in numbered.ignore_errors().as_numpy_iterator()}
+    return (i in kept for i in range(len(files)))
+
+
+def _reason(file):
+    if file.stat().st_size == 0:
+        return "the file is empty"
+    try:
+        decode_image(tf.io.read_file(str(file)))
+    except tf.errors.OpError as error:
+        text = error.message.splitlines()[0]
+        return text.partition("__} ")[2][:120] or text[:120]
+    return "it failed once and was then decoded"

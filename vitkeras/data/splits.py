@@ -1,0 +1,36 @@
+"""Stratified splits that do not depend on the machine or on the order of files."""
+
+import hashlib
+
+import numpy as np
+
+
+def stratified_split(names, labels, fractions, seed=0):
+    """Splits examples so that each class has the same share in each split.
+
+    Inside a class examples are ordered by the SHA-256 of seed and name, so that adding a file
+    moves hardly any other.
+
+    Args:
+        names: A unique string for each example.
+        labels: An integer for each example.
+        fractions: Dict from split to its share; the shares sum to 1. The first split takes what
+            rounding leaves; a class with enough examples has at least one in each split.
+        seed: Chooses among splits.
+    Returns:
+        Dict from split to a sorted array of indices.
+    """
+    labels = np.asarray(labels)
+    keys = [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in names]
+    first, *others = fractions
+    parts = {split: [] for split in fractions}
+    for label in np.unique(labels):
+        members = sorted(np.flatnonzero(labels == label), key=lambda i: keys[i])
+        for split in others:
+            count = round(fractions[split] * np.sum(labels == label))
+            if np.sum(labels == label) >= len(fractions):
+                count = max(count, 1)
+            parts[split] += members[:count]
+            members = members[count:]
+        parts[first] += members
+    return {split: np.sort(np.array(indices, np.int64)) for split, indices in parts.items()}

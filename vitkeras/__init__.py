@@ -9,6 +9,7 @@ from vitkeras.layers import (
     TransformerBlock,
 )
 from vitkeras.models import VARIANTS, vit
+from vitkeras.transfer import transfer_weights
 
 __all__ = [
     "VARIANTS",
@@ -18,5 +19,6 @@ __all__ = [
     "SelfAttention",
     "StochasticDepth",
     "TransformerBlock",
+    "transfer_weights",
     "vit",
 ]

@@ -19,7 +19,7 @@ from vitkeras.errors import InputError, nearest
 
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png")
-SHUFFLE_BUFFER = 10_000
+SHUFFLE_BLOCK = 10_000
 
 
 def open_source(dataset, data_dir=None, seed=0):
@@ -55,6 +55,7 @@ class TFDSSource:
         if name == "digits":
             from vitkeras.data.digits import Digits
 
+            tfds.disable_progress_bar()  # it takes a second
             self.builder = Digits(data_dir=data_dir)
         else:
             try:
@@ -93,7 +94,9 @@ class TFDSSource:
         return self.builder.info.splits[self.splits[split]].num_examples
 
     def examples(self, split, shuffle_seed=None):
-        """Returns the examples, shuffled through a buffer of 10,000 if a seed is given.
+        """Returns the examples, shuffled in blocks of 10,000 if a seed is given.
+
+        (TensorFlow Datasets already shuffled them once, over the whole split, when it wrote them.)
 
         Args:
             split: train, validation or test.
@@ -105,11 +108,11 @@ class TFDSSource:
             shuffle_files=False,
         )
         data = data.map(lambda x: {"image_bytes": x["image"], "label": x["label"]})
-        if self.num_examples(split) <= SHUFFLE_BUFFER:
+        if self.num_examples(split) <= SHUFFLE_BLOCK:
             data = data.cache()
         if shuffle_seed is not None:
-            size = min(self.num_examples(split), SHUFFLE_BUFFER)
-            data = data.shuffle(size, seed=shuffle_seed, reshuffle_each_iteration=False)
+            # Not Dataset.shuffle: its order depends on TensorFlow's global seed too.
+            data = data.batch(SHUFFLE_BLOCK).flat_map(lambda block: _shuffled(block, shuffle_seed))
         return data
 
 
@@ -197,14 +200,22 @@ class FolderSource:
         """
         self.check(split)
         _, files, labels = self._checked[split]
-        order = tf.range(len(files))
-        if shuffle_seed is not None:
-            seed = tf.stack([tf.cast(shuffle_seed, tf.int64), 0])
-            order = tf.random.experimental.stateless_shuffle(order, seed)
-        return tf.data.Dataset.from_tensor_slices(order).map(
-            lambda i: {"image_bytes": tf.io.read_file(files[i]), "label": labels[i]},
+        listed = {"file": files, "label": labels}
+        if shuffle_seed is None:
+            data = tf.data.Dataset.from_tensor_slices(listed)
+        else:
+            data = _shuffled(listed, shuffle_seed)
+        return data.map(
+            lambda x: {"image_bytes": tf.io.read_file(x["file"]), "label": x["label"]},
             num_parallel_calls=tf.data.AUTOTUNE,
         )
+
+
+def _shuffled(columns, seed):
+    """Returns the rows of equally long columns in an order that only the seed decides."""
+    order = tf.range(tf.shape(columns["label"])[0])
+    order = tf.random.experimental.stateless_shuffle(order, tf.stack([tf.cast(seed, tf.int64), 0]))
+    return tf.data.Dataset.from_tensor_slices({k: tf.gather(v, order) for k, v in columns.items()})
 
 
 def _list_classes(folder):

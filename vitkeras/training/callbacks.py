@@ -86,61 +86,59 @@ class MetricsFile(keras.callbacks.Callback):
         row = {"epoch": epoch + 1, "step": (epoch + 1) * self.steps, "learning_rate": float(rate)}
         self.rows.append(row | {key: float(value) for key, value in logs.items()})
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]))
+        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(k for r in self.rows for k in r)))
         writer.writeheader()
         writer.writerows(self.rows)
         write_file(self.path, text.getvalue().encode())
 
 
 class ModelKeeper(keras.callbacks.Callback):
-    """After each epoch evaluates on the validation split, then keeps the best and the last model.
+    """Now and then evaluates on the validation split, and keeps the best and the last model.
 
     With a moving average of the weights, it is the averaged model that is evaluated and kept; the
     weights that train are never touched.
 
     Args:
         run: The `RunDirectory`.
-        evaluate: Called with a model, returns a dict with "accuracy" and "loss"; its numbers
-            enter the logs as val_accuracy and val_loss.
+        model: A clone of the model that trains; it receives the weights to keep.
+        evaluate: Returns the clone's "accuracy" and "loss", which enter the logs as val_accuracy
+            and val_loss.
+        every: Epochs between two evaluations; the last epoch is always evaluated.
         best: The best validation accuracy so far, when a run goes on.
     """
 
-    def __init__(self, run, evaluate, best=-1.0):
+    def __init__(self, run, model, evaluate, every=1, best=-1.0):
         super().__init__()
-        self.run, self.evaluate, self.best = run, evaluate, best
-        self.averaged = None
+        self.run, self.kept, self.evaluate = run, model, evaluate
+        self.every, self.best = every, best
+
+    def due(self, epoch):
+        """Whether the epoch that ends now is evaluated and saved."""
+        return (epoch + 1) % self.every == 0 or epoch + 1 == self.params["epochs"]
 
     def on_epoch_end(self, epoch, logs=None):
         """Evaluates and saves."""
-        model = self._model_to_keep()
-        result = self.evaluate(model)
+        if not self.due(epoch):
+            return
+        self._take_weights()
+        result = self.evaluate()
         logs |= {"val_accuracy": result["accuracy"], "val_loss": result["loss"]}
         if result["accuracy"] > self.best:
             self.best = result["accuracy"]
-            self.run.save_model(model, "best")
-        self.run.save_model(model, "last")
+            self.run.save_model(self.kept, "best")
+        self.run.save_model(self.kept, "last")
 
-    def _model_to_keep(self):
-        """Returns a model that holds no optimizer."""
+    def _take_weights(self):
+        self.kept.set_weights(self.model.get_weights())
         optimizer = self.model.optimizer
-        if self.averaged is None:
-            self.averaged = keras.models.clone_model(self.model)
-        self.averaged.set_weights(self.model.get_weights())
         if optimizer.use_ema:
-            averages = dict(
-                zip(
-                    (v.path for v in self.model.trainable_variables),
-                    optimizer._model_variables_moving_average,
-                    strict=True,
-                )
-            )
-            for variable in self.averaged.trainable_variables:
-                variable.assign(averages[variable.path])
-        return self.averaged
+            averages = optimizer._model_variables_moving_average
+            for kept, average in zip(self.kept.trainable_variables, averages, strict=True):
+                kept.assign(average)
 
 
 class StateKeeper(keras.callbacks.Callback):
-    """After each epoch saves everything that going on needs.
+    """Saves everything that going on needs, whenever the `ModelKeeper` is due.
 
     Args:
         folder: For `save_state`.
@@ -154,6 +152,7 @@ class StateKeeper(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Saves."""
-        extra = {"epoch": epoch + 1, "best": self.keeper.best, "rows": self.metrics.rows}
-        step = (epoch + 1) * self.metrics.steps
-        checkpoints.save_state(self.folder, step, checkpoints.arrays_of(self.model), extra)
+        if self.keeper.due(epoch):
+            extra = {"epoch": epoch + 1, "best": self.keeper.best, "rows": self.metrics.rows}
+            step = (epoch + 1) * self.metrics.steps
+            checkpoints.save_state(self.folder, step, checkpoints.arrays_of(self.model), extra)

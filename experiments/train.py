@@ -1,0 +1,172 @@
+"""Trains a ViT from a config into a run directory; the same command again goes on.
+
+    python -m experiments.train --config=experiments/configs/digits.py --workdir=runs/digits
+"""
+
+import functools
+import sys
+from pathlib import Path
+
+from experiments import cli  # first: it sets TensorFlow's log level
+
+# isort: split
+import keras
+from absl import flags
+from ml_collections import config_flags
+
+import vitkeras as vk
+from experiments import curves
+from vitkeras import data, training
+from vitkeras.errors import InputError
+from vitkeras.evaluation import make_evaluator
+from vitkeras.runs import RunDirectory
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of experiments/configs.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run directory, new or to go on with.")
+SMOKE = flags.DEFINE_bool("smoke", False, "A tiny model for two steps: does this config run?")
+
+MODEL_FIELDS = (
+    "variant", "image_size", "classifier", "pre_logits", "dropout_rate", "stochastic_depth_rate",
+    "layer_scale", "gelu", "hidden_dim", "mlp_dim", "num_heads", "num_layers", "dtype",
+)  # fmt: skip
+
+
+def say(text):
+    """Prints to standard error, where progress goes."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def shrink(config):
+    """Turns any config into one that runs in seconds, on the digits unless it names a folder."""
+    patch = config.variant.partition("/")[2]
+    side = 4 * int(patch) if patch.isdecimal() else 32
+    config.update(
+        variant=f"Ti/{patch}", hidden_dim=48, mlp_dim=96, num_heads=3, num_layers=2, batch_size=8,
+        epochs=2, evaluate_every=1, warmup_steps=1, image_size=(side, side),
+    )  # fmt: skip
+    if not config.dataset.startswith("folder:"):
+        config.dataset = "digits"
+
+
+def build_model(config, num_classes):
+    """Returns the model of a config, started from `init_from` where that is given."""
+    model = vk.vit(**{field: config[field] for field in MODEL_FIELDS}, num_classes=num_classes)
+    if config.init_from:
+        report = vk.transfer_weights(load_model(config.init_from), model)
+        say("started from " + config.init_from + ": " + ", ".join(
+            f"{len(paths)} weights {what}" for what, paths in report.items()
+        ))
+    return model
+
+
+def load_model(path):
+    """Returns the model of a run directory or of a .keras file."""
+    if Path(path).suffix == ".keras" and Path(path).is_file():
+        return keras.saving.load_model(path, compile=False)
+    return RunDirectory(path).load_model()
+
+
+def compile_model(model, config, total_steps):
+    """Gives the model its loss and the optimizer of the config, with all variables made."""
+    rate = training.WarmupDecay(
+        config.learning_rate, total_steps, config.warmup_steps, config.decay
+    )
+    optimizer = training.make_optimizer(
+        config.optimizer, rate, config.weight_decay, config.clip_norm, config.ema_momentum,
+        model.trainable_variables,
+    )  # fmt: skip
+    optimizer.build(model.trainable_variables)
+    loss = training.SmoothedCrossEntropy(config.label_smoothing)
+    model.compile(optimizer, loss, metrics=["accuracy"])
+
+
+def main(_):
+    """Trains, then evaluates the best model on the test split."""
+    config, run = CONFIG.value, RunDirectory(WORKDIR.value)
+    if SMOKE.value:
+        shrink(config)
+    keras.utils.set_random_seed(config.seed)
+    strategy = training.make_strategy(config.strategy)
+    replicas = strategy.num_replicas_in_sync
+    per_replica = training.check_global_batch(config.batch_size, replicas)
+
+    source = data.open_source(config.dataset, config.data_dir, config.seed)
+    preprocessing = data.Preprocessing(vk.models.image_shape(config.image_size))
+    steps = 2 if SMOKE.value else data.steps_per_epoch(source, config.batch_size)
+    sizes = {split: source.num_examples(split) for split in ("train", "validation", "test")}
+    with strategy.scope():
+        model = build_model(config, len(source.class_names))
+        compile_model(model, config, config.epochs * steps)
+        kept_model = keras.models.clone_model(model)
+        evaluator = make_evaluator(kept_model)
+    run.create(config.to_dict(), source.class_names, preprocessing.to_json())
+    if source.bad_images:
+        lines = [f"{path}\t{reason}" for path, reason in source.bad_images]
+        (run.path / "bad_images.txt").write_text("\n".join(lines) + "\n")
+        say(f"{len(lines)} images cannot be decoded and are left out, see bad_images.txt:")
+        say("\n".join(lines[:5]))
+    say(
+        f"{type(strategy).__name__}, {replicas} replicas of {per_replica} images; "
+        f"{model.count_params():,} parameters; {len(source.class_names)} classes; "
+        + ", ".join(f"{count:,} {split}" for split, count in sizes.items())
+    )
+
+    first_epoch, best, rows = resume(model, run)
+    evaluation = functools.partial(
+        data.evaluation_batches, source, preprocessing=preprocessing, batch_size=config.batch_size
+    )
+    if first_epoch < config.epochs:
+        metrics = training.MetricsFile(run.path / "metrics.csv", rows, steps)
+        keeper = training.ModelKeeper(
+            run, kept_model, lambda: evaluator(evaluation("validation")), config.evaluate_every, best
+        )
+        batches = data.training_batches(
+            source, preprocessing, config.batch_size, config.epochs, config.seed,
+            config.augmentation, first_epoch,
+        )  # fmt: skip
+        model.fit(
+            batches,
+            epochs=config.epochs,
+            initial_epoch=first_epoch,
+            steps_per_epoch=steps,
+            verbose=0,
+            callbacks=[
+                keeper,
+                training.ProgressLine(config.epochs, steps, config.batch_size),
+                metrics,
+                training.StateKeeper(run.path / "state", keeper, metrics),
+                keras.callbacks.TensorBoard(run.path / "tensorboard", write_graph=False),
+            ],
+        )
+        rows = metrics.rows
+    curves.draw(rows, run.path / "curves.png")
+
+    kept_model.set_weights(run.load_model("best").get_weights())
+    result = evaluator(evaluation("test"))
+    say_next(run, config)
+    return {"workdir": str(run.path), "split": "test", "epochs": config.epochs, **result}
+
+
+def resume(model, run):
+    """Goes back to the newest whole state; returns (epochs done, best so far, metrics rows)."""
+    state = training.latest_state(run.path / "state", warn=say)
+    if state is None:
+        return 0, -1.0, []
+    arrays, extra = state
+    training.restore(model, arrays)
+    say(f"going on after epoch {extra['epoch']}")
+    return extra["epoch"], extra["best"], extra["rows"]
+
+
+def say_next(run, config):
+    """Prints the commands that use the run."""
+    image = "IMAGE..." if config.dataset != "digits" else "docs/digit.png"
+    print("Next:")
+    print(f"  python -m experiments.evaluate --workdir={run.path}")
+    print(f"  python -m experiments.predict --workdir={run.path} {image}")
+    print(f"  python -m experiments.export --workdir={run.path} --output=saved_models/{run.path.name}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    cli.run(main)

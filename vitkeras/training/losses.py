@@ -1,0 +1,29 @@
+"""The loss: cross-entropy of integer labels, in float32."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="vitkeras")
+class SmoothedCrossEntropy(keras.losses.Loss):
+    """Cross-entropy of logits and integer labels, with label smoothing (Keras's own has none).
+
+    Args:
+        label_smoothing: Share of the target that is spread evenly over all classes.
+    """
+
+    def __init__(self, label_smoothing=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.label_smoothing = label_smoothing
+
+    def call(self, labels, logits):
+        """Returns the loss of each example, `(b,)`, in nats."""
+        logs = ops.log_softmax(ops.cast(logits, "float32"))  # (b, classes)
+        labels = ops.cast(ops.reshape(labels, (-1, 1)), "int32")
+        chosen = ops.take_along_axis(logs, labels, axis=-1)[:, 0]
+        share = self.label_smoothing
+        return -(1 - share) * chosen - share * ops.mean(logs, axis=-1)
+
+    def get_config(self):
+        """The constructor's arguments."""
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}

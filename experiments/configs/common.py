@@ -20,7 +20,7 @@ def get_config():
     config.dataset = "digits"
     # Where TensorFlow Datasets keeps its files; its own default when not given.
     config.data_dir = placeholder(str)
-    # none, inception, inception_flip or pad_crop.
+    # none, inception, inception_flip or affine.
     config.augmentation = "inception_flip"
 
     # Letter/patch, such as "B/16".

@@ -10,7 +10,7 @@ def get_config():
     """Returns the config."""
     config = common.get_config()
     config.dataset = "digits"
-    config.augmentation = "pad_crop"
+    config.augmentation = "affine"
     config.variant = "Ti/2"
     config.hidden_dim = 96
     config.mlp_dim = 384

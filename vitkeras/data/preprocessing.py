@@ -1,14 +1,16 @@
 """From image bytes to what the model sees: the same code trains, evaluates, predicts and serves."""
 
 import dataclasses
+import math
 
 import tensorflow as tf
 
 from vitkeras.errors import InputError
 
 #: none: as in evaluation. inception: a crop of 5-100 % of the area, resized. inception_flip: that
-#: and a random mirror image. pad_crop: shifted by up to an eighth of the side (small images).
-AUGMENTATIONS = ("none", "inception", "inception_flip", "pad_crop")
+#: and a random mirror image. affine: turned, sheared, scaled and shifted a little (small images of
+#: signs, such as digits, that neither a crop nor a mirror leaves what they are).
+AUGMENTATIONS = ("none", "inception", "inception_flip", "affine")
 
 FIXED = {"resize": "bilinear", "antialias": False, "value_range": [-1, 1]}
 
@@ -81,19 +83,40 @@ class Preprocessing:
             )
         if augmentation == "none":
             return self.evaluation_image(image_bytes)
-        if augmentation == "pad_crop":
-            return self._shifted(self.evaluation_image(image_bytes), seed)
+        if augmentation == "affine":
+            return _affine(self.evaluation_image(image_bytes), seed)
         image = self.pixels(_inception_crop(image_bytes, seed))
         if augmentation == "inception_flip":
             image = tf.image.stateless_random_flip_left_right(image, seed + [0, 1])
         return image
 
-    def _shifted(self, image, seed):
-        """Moves an image by up to an eighth of each side; what comes in from outside is black."""
-        height, width = self.image_size
-        y, x = max(height // 8, 1), max(width // 8, 1)
-        image = tf.pad(image, [[y, y], [x, x], [0, 0]], constant_values=-1.0)
-        return tf.image.stateless_random_crop(image, (height, width, 3), seed)
+
+def _affine(image, seed):
+    """Turns by up to 15 degrees, shears and scales by up to 0.15, shifts by up to an eighth.
+
+    Bilinear; what comes in from outside is black (-1).
+    """
+    turn, shear, y_scale, x_scale, y, x = tf.unstack(
+        tf.random.stateless_uniform((6,), seed, -1.0, 1.0)
+    )
+    height, width = (float(side) for side in image.shape[:2])
+    turn, shear = turn * (math.pi / 12), shear * 0.15
+    y_scale, x_scale = 1 + 0.15 * y_scale, 1 + 0.15 * x_scale
+    # Rows of the map from a place (x, y) of the output, seen from the centre, to one of the input.
+    a, b = x_scale * tf.cos(turn), y_scale * (shear - tf.sin(turn))
+    c, d = x_scale * tf.sin(turn), y_scale * tf.cos(turn)
+    middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
+    shift_x = middle_x - a * middle_x - b * middle_y + x * width / 8
+    shift_y = middle_y - c * middle_x - d * middle_y + y * height / 8
+    moved = tf.raw_ops.ImageProjectiveTransformV3(
+        images=image[None],
+        transforms=tf.stack([a, b, shift_x, c, d, shift_y, 0.0, 0.0])[None],
+        output_shape=image.shape[:2],
+        fill_value=-1.0,
+        interpolation="BILINEAR",
+        fill_mode="CONSTANT",
+    )
+    return moved[0]
 
 
 def _inception_crop(image_bytes, seed):

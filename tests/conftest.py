@@ -1,0 +1,96 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+TINY = {"hidden_dim": 24, "mlp_dim": 48, "num_heads": 3, "num_layers": 2}
+
+
+@pytest.fixture(autouse=True)
+def float32_and_seeded():
+    keras.config.set_dtype_policy("float32")
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Where TensorFlow Datasets writes, once for all tests."""
+    return str(tmp_path_factory.mktemp("tfds"))
+
+
+def photo(height, width, mode="RGB", seed=0):
+    """A smooth picture whose colours depend on the seed, in any of PIL's modes."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
+    image = small.resize((width, height), Image.Resampling.BICUBIC)
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    return image.convert(mode)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A folder of 3 classes x 12 photos of several formats, modes and sizes; one is cut short."""
+    root = tmp_path_factory.mktemp("photos")
+    kinds = [("png", "RGB"), ("jpg", "RGB"), ("png", "L"), ("png", "RGBA"), ("jpeg", "L"),
+             ("JPG", "CMYK"), ("png", "P"), ("png", "I;16"), ("jpg", "RGB"), ("png", "1"),
+             ("jpg", "RGB"), ("PNG", "RGB")]  # fmt: skip
+    for label, name in enumerate(("ant", "bee", "cow")):
+        (root / name).mkdir()
+        for i, (suffix, mode) in enumerate(kinds):
+            image = photo(40 + 7 * i, 90 - 5 * i, mode, seed=100 * label + i)
+            kind = "PNG" if suffix.lower() == "png" else "JPEG"
+            image.save(root / name / f"{i:02d}.{suffix}", kind)
+    cut = root / "bee" / "01.jpg"
+    cut.write_bytes(cut.read_bytes()[:200])
+    return root
+
+
+def python(*arguments, timeout=300, **environment):
+    """Runs Python in a fresh process and returns it, finished."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
+        timeout=timeout, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", **environment},
+    )  # fmt: skip
+
+
+def check_layer(make, input_shape, tmp_path):
+    """Config round trip, save and load, symbolic = eager shape, mixed precision, a fit step."""
+    x = np.random.default_rng(0).normal(size=input_shape).astype("float32")
+    layer = make()
+    again = type(layer).from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+
+    inputs = keras.Input(input_shape[1:])
+    outputs = layer(inputs)
+    model = keras.Model(inputs, outputs)
+    y = model(x)
+    assert y.shape[1:] == outputs.shape[1:] and y.shape[0] == input_shape[0]
+    assert tuple(layer.compute_output_shape(input_shape)) == tuple(y.shape)
+
+    model.save(tmp_path / "layer.keras")
+    loaded = keras.saving.load_model(tmp_path / "layer.keras")
+    np.testing.assert_array_equal(loaded(x), y)
+
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    mixed = make()
+    out = mixed(x)
+    assert keras.backend.standardize_dtype(out.dtype) == "bfloat16"
+    assert all(v.dtype == "float32" for v in mixed.weights)
+    keras.config.set_dtype_policy("float32")
+
+    head = keras.layers.Dense(2)(keras.layers.Flatten()(outputs))
+    model = keras.Model(inputs, head)
+    model.compile("sgd", "mse")
+    before = [v.numpy().copy() for v in model.trainable_variables]
+    model.fit(x, np.ones((len(x), 2)), verbose=0)
+    for old, new in zip(before, model.trainable_variables, strict=True):
+        assert np.isfinite(new.numpy()).all() and not np.array_equal(old, new), new.path

@@ -1,0 +1,139 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+from conftest import TINY, python
+
+import vitkeras as vk
+from vitkeras.errors import InputError
+
+PARAMETERS = {  # 1000 classes at 224, from the authors' own tests
+    "Ti/16": 5_717_416, "S/16": 22_050_664, "S/32": 22_878_952, "B/8": 86_576_872,
+    "B/16": 86_567_656, "B/32": 88_224_232, "L/16": 304_326_632, "L/32": 306_535_400,
+    "H/14": 632_045_800,
+}  # fmt: skip
+
+
+def test_parameter_counts_without_allocating():
+    code = (
+        "import json, keras, resource, vitkeras as vk\n"
+        "counts = {}\n"
+        f"for variant in {[*PARAMETERS, 'g/14', 'G/14']!r}:\n"
+        "    with keras.StatelessScope(initialize_variables=False):\n"
+        "        counts[variant] = vk.vit(variant).count_params()\n"
+        "counts['MiB'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "print(json.dumps(counts))\n"
+        "import os; os._exit(0)"
+    )
+    process = python("-c", code.replace("import os;", "import os, sys; sys.stdout.flush();"))
+    counts = json.loads(process.stdout.splitlines()[-1])
+    assert counts.pop("MiB") < 2000
+    giants = counts.pop("g/14"), counts.pop("G/14")
+    assert counts == PARAMETERS
+    # Closed form: projection, token, positions; per block 4 d^2 + 2 d f and biases; norm; head.
+    for count, (d, f, layers) in zip(giants, [(1408, 6144, 40), (1664, 8192, 48)], strict=True):
+        block = 4 * d * d + 4 * d + 2 * d * f + f + d + 4 * d
+        assert count == (588 * d + d) + d + 257 * d + layers * block + 2 * d + 1000 * d + 1000
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"classifier": "gap"},
+        {"pre_logits": True, "image_size": (8, 16)},
+        {"include_top": False},
+        {"dropout_rate": 0.1, "stochastic_depth_rate": 0.2, "layer_scale": 0.1, "gelu": "exact"},
+        {"dtype": "mixed_bfloat16"},
+    ],
+)
+def test_saved_and_loaded_in_a_fresh_process(options, tmp_path):
+    model = vk.vit("Ti/4", **{"image_size": 8, "num_classes": 3, **TINY, **options})
+    keras.utils.set_random_seed(1)
+    for weight in model.weights:
+        weight.assign(weight + 0.1 * np.random.default_rng(0).normal(size=weight.shape))
+    images = np.random.default_rng(0).uniform(-1, 1, (2, *model.input_shape[1:])).astype("float32")
+    expected = keras.ops.convert_to_numpy(model(images))
+    assert expected.dtype == "float32" and np.ptp(expected) > 0
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "images.npy", images)
+    code = (
+        "import sys, keras, numpy as np, vitkeras\n"
+        "model = keras.saving.load_model(sys.argv[1] + '/model.keras')\n"
+        "images = np.load(sys.argv[1] + '/images.npy')\n"
+        "np.save(sys.argv[1] + '/out.npy', keras.ops.convert_to_numpy(model(images)))"
+    )
+    process = python("-c", code, tmp_path)
+    assert process.returncode == 0, process.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
+
+
+def test_the_same_logits_on_jax_and_tensorflow_stays_unloaded(tmp_path):
+    model = vk.vit("S/16", image_size=(64, 96), num_classes=7, num_layers=4)
+    model.get_layer("head").kernel.assign(np.random.default_rng(0).normal(size=(384, 7)))
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 64, 96, 3)).astype("float32")
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "images.npy", images)
+    code = (
+        "import sys, keras, numpy as np, vitkeras\n"
+        "assert keras.backend.backend() == 'jax' and 'tensorflow' not in sys.modules\n"
+        "model = keras.saving.load_model(sys.argv[1] + '/model.keras')\n"
+        "logits = model(np.load(sys.argv[1] + '/images.npy'))\n"
+        "np.save(sys.argv[1] + '/out.npy', keras.ops.convert_to_numpy(logits))"
+    )
+    process = python("-c", code, tmp_path, KERAS_BACKEND="jax")
+    assert process.returncode == 0, process.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), model(images), atol=1e-4)
+
+
+def test_layer_names_are_the_contract():
+    model = vk.vit("Ti/4", image_size=8, num_classes=3, pre_logits=True, **TINY)
+    names = [layer.name for layer in model.layers]
+    expected = ["patches", "patch_encoder", "block_00", "block_01", "norm", "pre_logits", "head"]
+    assert [name for name in names if name in expected] == expected
+
+
+def test_head_starts_at_zero_and_features_are_what_it_sees():
+    model = vk.vit("Ti/4", image_size=8, num_classes=3, **TINY)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype("float32")
+    assert not np.any(model(images))
+    features = vk.vit("Ti/4", image_size=8, include_top=False, **TINY)
+    features.set_weights(model.get_weights()[:-2])
+    seen = keras.Model(model.input, model.get_layer("head").input)
+    np.testing.assert_allclose(features(images), seen(images), atol=1e-6)
+    assert features.output_shape == (None, 24)
+
+
+def test_gap_has_no_class_token_and_averages_patches():
+    model = vk.vit("Ti/4", image_size=8, classifier="gap", include_top=False, **TINY)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype("float32")
+    tokens = keras.Model(model.input, model.get_layer("norm").output)(images)
+    assert tokens.shape == (2, 4, 24)
+    np.testing.assert_allclose(model(images), np.mean(tokens, axis=1), atol=1e-6)
+
+
+def test_stochastic_depth_grows_linearly():
+    model = vk.vit("Ti/4", image_size=8, stochastic_depth_rate=0.3, **TINY | {"num_layers": 4})
+    rates = [model.get_layer(f"block_{i:02d}").stochastic_depth_rate for i in range(4)]
+    np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("X/16",), 'must be one of Ti, S, B, L, H, g, G.*variant=\'X/16\''),
+        (("B16",), 'Received: variant=\'B16\'. Did you mean "B/16"'),
+        (("B/16", {"image_size": 225}), "image_size=225, patch size 16. Nearest sizes: 224x224, 240"),
+        (("B/16", {"image_size": (224, 0)}), "positive integer or a pair"),
+        (("B/16", {"image_size": "big"}), "positive integer or a pair.*'big'"),
+        (("B/16", {"classifier": "map"}), r"`classifier` must be one of \('token', 'gap'\).*'map'"),
+        (("B/16", {"gelu": "quick"}), "`gelu` must be one of"),
+        (("B/16", {"num_heads": 5}), "hidden_dim=768, num_heads=5"),
+        (("B/16", {"num_classes": 0}), "num_classes=0"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    variant, *options = arguments
+    with pytest.raises(InputError, match=message):
+        vk.vit(variant, **(options[0] if options else {}))

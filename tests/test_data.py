@@ -1,0 +1,284 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import photo
+
+from vitkeras import data
+from vitkeras.errors import InputError
+
+
+def encoded(tmp_path, mode="RGB", kind="PNG", height=30, width=44, seed=0):
+    photo(height, width, mode, seed).save(tmp_path / "x", kind)
+    return (tmp_path / "x").read_bytes()
+
+
+def bilinear(image, height, width):
+    """Half-pixel bilinear resize without antialias, in float64."""
+    for axis, new in ((0, height), (1, width)):
+        old = image.shape[axis]
+        place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+        low = np.floor(place).astype(int)
+        high = np.minimum(low + 1, old - 1)
+        share = (place - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        image = np.take(image, low, axis) * (1 - share) + np.take(image, high, axis) * share
+    return image
+
+
+def test_evaluation_image_is_a_straight_bilinear_resize(tmp_path):
+    expected = (bilinear(np.asarray(photo(30, 44), np.float64), 16, 24) - 127.5) / 127.5
+    preprocessing = data.Preprocessing((16, 24))
+    image_bytes = encoded(tmp_path)
+    image = preprocessing.evaluation_image(image_bytes)
+    np.testing.assert_allclose(image, expected, atol=1e-5)
+    mapped = tf.data.Dataset.from_tensors(image_bytes).map(preprocessing.evaluation_image)
+    assert mapped.element_spec.shape == (16, 24, 3)
+    np.testing.assert_array_equal(next(iter(mapped)), image)
+    assert image.numpy().min() >= -1 and image.numpy().max() <= 1
+
+
+@pytest.mark.parametrize("kind, mode", [
+    ("PNG", "L"), ("PNG", "RGBA"), ("PNG", "P"), ("PNG", "1"), ("PNG", "I;16"), ("PNG", "LA"),
+    ("JPEG", "L"), ("JPEG", "RGB"), ("JPEG", "CMYK"), ("BMP", "RGB"), ("GIF", "P"),
+])  # fmt: skip
+def test_every_mode_becomes_rgb(tmp_path, kind, mode):
+    image = data.decode_image(encoded(tmp_path, mode, kind)).numpy()
+    assert image.shape == (30, 44, 3) and image.dtype == np.uint8
+    if mode in ("RGBA", "P", "CMYK") or kind == "BMP":
+        reference = np.asarray(photo(30, 44), int)
+        assert np.abs(image - reference).mean() < 25
+    if mode in ("L", "LA", "I;16"):
+        reference = np.asarray(photo(30, 44).convert("L"), int)
+        assert np.abs(image[..., 0] - reference).mean() < 3
+        assert (image[..., 0] == image[..., 2]).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("augmentation", data.AUGMENTATIONS)
+def test_augmentation_is_a_function_of_its_seed(tmp_path, kind, augmentation):
+    preprocessing = data.Preprocessing((16, 24))
+    image_bytes = encoded(tmp_path, kind=kind)
+
+    def augment(seed):
+        return preprocessing.training_image(image_bytes, tf.stack([seed, 7]), augmentation)
+
+    images = [augment(seed).numpy() for seed in range(6)]
+    assert all(image.shape == (16, 24, 3) and np.isfinite(image).all() for image in images)
+    different = {image.tobytes() for image in images}
+    assert len(different) == (1 if augmentation == "none" else 6)
+    mapped = tf.data.Dataset.range(6).map(lambda s: augment(tf.cast(s, tf.int32)))
+    for image, again in zip(images, mapped, strict=True):
+        np.testing.assert_allclose(again, image, atol=1e-5)
+
+
+def test_the_jpeg_crop_is_a_part_of_the_image(tmp_path):
+    # A picture whose value tells the place: a crop spans between 5 and 100 % of the area.
+    ramp = np.zeros((64, 64, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.mgrid[:64, :64] * 4
+    for encode in (tf.io.encode_png, lambda x: tf.io.encode_jpeg(x, quality=100)):
+        image_bytes = encode(ramp).numpy()
+        areas, flipped = [], 0
+        for seed in range(60):
+            image = data.Preprocessing((32, 32)).training_image(
+                image_bytes, tf.constant([seed, 0]), "inception_flip"
+            )
+            y, x = (np.asarray(image[..., c] * 127.5 + 127.5) / 4 for c in (0, 1))
+            flipped += x[:, 0].mean() > x[:, -1].mean()
+            areas.append((np.ptp(y) + 1) * (np.ptp(x) + 1) / 64**2)
+        assert 0.03 < min(areas) < 0.25 and 0.7 < max(areas) < 1.05
+        assert 15 < flipped < 45
+
+
+def test_preprocessing_record_goes_round_and_is_checked():
+    preprocessing = data.Preprocessing((16, 24))
+    assert data.Preprocessing.from_json(preprocessing.to_json()) == preprocessing
+    with pytest.raises(InputError, match="preprocessing record must hold.*bicubic"):
+        data.Preprocessing.from_json(preprocessing.to_json() | {"resize": "bicubic"})
+
+
+def test_unknown_augmentation():
+    with pytest.raises(InputError, match="`augmentation` must be one of.*'cutout'"):
+        data.Preprocessing((8, 8)).training_image(b"", tf.constant([0, 0]), "cutout")
+
+
+def test_stratified_split_is_stratified_whole_and_steady():
+    labels = np.repeat([0, 1, 2], [50, 30, 4])
+    names = [f"file{i}" for i in range(84)]
+    fractions = {"train": 0.8, "validation": 0.1, "test": 0.1}
+    parts = data.stratified_split(names, labels, fractions)
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(84))
+    assert np.bincount(labels[parts["test"]]).tolist() == [5, 3, 1]
+    assert np.bincount(labels[parts["validation"]]).tolist() == [5, 3, 1]
+    other = data.stratified_split(names, labels, fractions, seed=1)
+    assert other["test"].tolist() != parts["test"].tolist()
+    more = data.stratified_split([*names, "new"], [*labels, 0], fractions)
+    assert len(set(more["test"]) ^ set(parts["test"])) <= 2
+
+
+def test_digits_are_all_there_once(data_dir):
+    source = data.open_source("digits", data_dir)
+    sizes = {split: source.num_examples(split) for split in ("train", "validation", "test")}
+    assert sizes == {"train": 1259, "validation": 179, "test": 359}
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    seen = []
+    for split in sizes:
+        labels = []
+        for example in source.examples(split).as_numpy_iterator():
+            image = tf.io.decode_png(example["image_bytes"]).numpy()[..., 0]
+            seen.append((example["label"], np.round(image / 255.0 * 16).astype(int).tobytes()))
+            labels.append(example["label"])
+        assert np.ptp(np.bincount(labels) / len(labels)) < 0.02
+    expected = zip(bunch.target, bunch.images.astype(int), strict=True)
+    assert sorted(seen) == sorted((label, image.tobytes()) for label, image in expected)
+    assert source.class_names == [str(i) for i in range(10)]
+
+
+@pytest.fixture(params=["digits", "photos"])
+def source(request, data_dir, photos):
+    name = "digits" if request.param == "digits" else f"folder:{photos}"
+    return data.open_source(name, data_dir)
+
+
+def test_batches_depend_on_seed_and_epoch_alone(source):
+    preprocessing = data.Preprocessing((8, 8))
+
+    def batches(seed, first_epoch=0, epochs=2):
+        tf.random.set_seed(int(np.random.randint(1000)))  # must not matter
+        stream = data.training_batches(
+            source, preprocessing, 8, epochs, seed, "inception_flip", first_epoch
+        )
+        assert stream.element_spec[0].shape == (8, 8, 8, 3)
+        return [(images.numpy(), labels.numpy()) for images, labels in stream]
+
+    steps = data.steps_per_epoch(source, 8)
+    whole, later, other = batches(0), batches(0, 1), batches(1, epochs=1)
+    assert len(whole) == 2 * steps == 2 * len(later) == 2 * len(other)
+    for (images, labels), (again, same) in zip(whole[steps:], later, strict=True):
+        np.testing.assert_array_equal(images, again)
+        np.testing.assert_array_equal(labels, same)
+    assert not np.array_equal(whole[0][0], whole[steps][0])
+    assert not np.array_equal(whole[0][0], other[0][0])
+
+
+def test_an_epoch_shows_each_image_at_most_once(data_dir):
+    source = data.open_source("digits", data_dir)
+    stream = data.training_batches(source, data.Preprocessing((8, 8)), 64, 1)
+    images = np.concatenate([images for images, _ in stream])
+    assert len(images) == 19 * 64
+    have = [e["image_bytes"] for e in source.examples("train").as_numpy_iterator()]
+    assert len({i.tobytes() for i in images}) > 0.99 * len(images)
+    assert len(have) - len(images) < 64
+
+
+def test_evaluation_counts_every_example_once(source):
+    preprocessing = data.Preprocessing((8, 8))
+    split = "train"
+    batches = list(data.evaluation_batches(source, split, preprocessing, 16))
+    weights = np.concatenate([w for _, _, w in batches])
+    labels = np.concatenate([y for _, y, _ in batches])
+    assert all(images.shape == (16, 8, 8, 3) for images, _, _ in batches)
+    assert weights.sum() == source.num_examples(split) and set(weights) <= {0.0, 1.0}
+    expected = [e["label"] for e in source.examples(split).as_numpy_iterator()]
+    assert labels[weights > 0].tolist() == expected
+
+
+def test_a_batch_larger_than_the_data(photos):
+    source = data.open_source(f"folder:{photos}")
+    with pytest.raises(InputError, match="batch_size=99, .* training images"):
+        data.steps_per_epoch(source, 99)
+
+
+def test_folder_is_split_and_its_bad_file_named(photos):
+    source = data.FolderSource(photos)
+    sizes = [source.num_examples(split) for split in ("train", "validation", "test")]
+    assert sum(sizes) == 35 and sizes[1] == sizes[2] == 3
+    assert source.class_names == ["ant", "bee", "cow"]
+    assert [path for path, _ in source.bad_images] == ["bee/01.jpg"]
+    assert source.bad_images[0][1]
+    again = data.FolderSource(photos)
+    labels = [e["label"] for e in again.examples("train").as_numpy_iterator()]
+    assert labels == [e["label"] for e in source.examples("train").as_numpy_iterator()]
+
+
+def make(root, files):
+    for i, file in enumerate(files):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        photo(8, 8, seed=i).save(root / file)
+    return root
+
+
+def test_folder_with_its_own_splits(tmp_path):
+    train = [f"train/{c}/{i}.png" for c in ("a", "b") for i in range(10)]
+    root = make(tmp_path, [*train, "test/b/0.png", "test/b/1.png"])
+    source = data.FolderSource(root)
+    sizes = [source.num_examples(split) for split in ("train", "validation", "test")]
+    assert sizes == [18, 2, 2]
+    assert [e["label"] for e in source.examples("test").as_numpy_iterator()] == [1, 1]
+    make(root, ["val/a/0.png"])
+    source = data.FolderSource(root)
+    assert [source.num_examples(s) for s in ("train", "validation", "test")] == [20, 1, 2]
+    make(root, ["test/c/0.png"])
+    with pytest.raises(InputError, match=r"must be in train/ too. Received: \['c'\]"):
+        data.FolderSource(root)
+
+
+def test_bad_folders(tmp_path):
+    with pytest.raises(InputError, match="must name a folder. Received: .*none"):
+        data.open_source(f"folder:{tmp_path}/none")
+    with pytest.raises(InputError, match="which has no sub-folder"):
+        data.FolderSource(tmp_path)
+    make(tmp_path, ["a/0.png"])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "notes.txt").write_text("no image")
+    with pytest.raises(InputError, match="Every class folder must hold.*b, which has none"):
+        data.FolderSource(tmp_path)
+    (tmp_path / "b" / "0.jpg").write_bytes(b"")
+    (tmp_path / "a" / "0.png").write_bytes(b"text")
+    with pytest.raises(InputError, match="must have an image that can be decoded.*2 files"):
+        data.FolderSource(tmp_path).check("train")
+
+
+def test_unknown_dataset(data_dir):
+    with pytest.raises(InputError, match="Received: dataset='digitz'. Did you mean \"digits\""):
+        data.open_source("digitz", data_dir)
+
+
+def test_any_tfds_builder_whose_splits_are_cut(tmp_path):
+    import tensorflow_datasets as tfds
+
+    class OnlyTrain(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = None
+        with_test = False
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "label": tfds.features.ClassLabel(names=["no", "yes"]),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(20)} | (
+                {"test": self._generate_examples(5)} if self.with_test else {}
+            )
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                yield i, {"image": np.asarray(photo(5 + i, 9, seed=i)), "label": i % 2}
+
+    class TrainAndTest(OnlyTrain):
+        with_test = True
+
+    def sizes(name):
+        source = data.open_source(name, str(tmp_path))
+        assert source.class_names == ["no", "yes"]
+        for image, _, _ in data.evaluation_batches(source, "test", data.Preprocessing((4, 4)), 5):
+            assert image.shape == (5, 4, 4, 3)
+        return [source.num_examples(split) for split in ("train", "validation", "test")]
+
+    assert sizes("only_train") == [16, 2, 2]
+    assert sizes("train_and_test") == [18, 2, 5]

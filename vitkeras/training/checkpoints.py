@@ -7,6 +7,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -69,9 +70,13 @@ def variables_of(model):
 
     Seed generators are among them: a resumed run draws the masks that it would have drawn.
     """
-    named = {f"model/{i:04d}/{v.path}": v for i, v in enumerate(model.variables)}
-    named |= {f"optimizer/{i:04d}/{v.path}": v for i, v in enumerate(model.optimizer.variables)}
-    return named
+    groups = {"model": model.variables, "optimizer": model.optimizer.variables}
+    return {
+        # Keras numbers seed generators through the whole process.
+        f"{group}/{i:04d}/{re.sub(r'seed_generator_[0-9]+', 'seed_generator', v.path)}": v
+        for group, variables in groups.items()
+        for i, v in enumerate(variables)
+    }
 
 
 def arrays_of(model):

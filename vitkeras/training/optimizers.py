@@ -77,6 +77,7 @@ def make_optimizer(
     if name not in OPTIMIZERS:
         raise InputError(f"`optimizer` must be one of {OPTIMIZERS}. Received: optimizer={name!r}.")
     common = {
+        "name": name,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay or None,
         "global_clipnorm": clip_norm,

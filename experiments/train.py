@@ -63,7 +63,13 @@ def load_model(path):
     """Returns the model of a run directory or of a .keras file."""
     if Path(path).suffix == ".keras" and Path(path).is_file():
         return keras.saving.load_model(path, compile=False)
-    return RunDirectory(path).load_model()
+    run = RunDirectory(path)
+    if not run.exists():
+        raise InputError(
+            "`init_from` must be a run directory or a .keras file. "
+            f"Received: init_from={path!r}, which is no run directory and no .keras file."
+        )
+    return run.load_model()
 
 
 def compile_model(model, config, total_steps):
@@ -91,6 +97,7 @@ def main(_):
     per_replica = training.check_global_batch(config.batch_size, replicas)
 
     source = data.open_source(config.dataset, config.data_dir, config.seed)
+    data.check_augmentation(config.augmentation)
     preprocessing = data.Preprocessing(vk.models.image_shape(config.image_size))
     steps = 2 if SMOKE.value else data.steps_per_epoch(source, config.batch_size)
     sizes = {split: source.num_examples(split) for split in ("train", "validation", "test")}
@@ -129,6 +136,7 @@ def main(_):
             epochs=config.epochs,
             initial_epoch=first_epoch,
             steps_per_epoch=steps,
+            shuffle=False,  # the batches are shuffled already
             verbose=0,
             callbacks=[
                 keeper,

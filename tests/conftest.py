@@ -3,7 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
@@ -58,7 +58,7 @@ def python(*arguments, timeout=300, **environment):
     """Runs Python in a fresh process and returns it, finished."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-        timeout=timeout, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", **environment},
+        timeout=timeout, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
     )  # fmt: skip
 
 

@@ -1,7 +1,12 @@
 """Images in: sources, preprocessing and batches. Everything here needs TensorFlow."""
 
 from vitkeras.data.pipeline import evaluation_batches, steps_per_epoch, training_batches
-from vitkeras.data.preprocessing import AUGMENTATIONS, Preprocessing, decode_image
+from vitkeras.data.preprocessing import (
+    AUGMENTATIONS,
+    Preprocessing,
+    check_augmentation,
+    decode_image,
+)
 from vitkeras.data.sources import FolderSource, TFDSSource, open_source
 from vitkeras.data.splits import stratified_split
 
@@ -10,6 +15,7 @@ __all__ = [
     "FolderSource",
     "Preprocessing",
     "TFDSSource",
+    "check_augmentation",
     "decode_image",
     "evaluation_batches",
     "open_source",

@@ -5,7 +5,7 @@ import math
 
 import tensorflow as tf
 
-from vitkeras.errors import InputError
+from vitkeras.errors import InputError, nearest
 
 #: none: as in evaluation. inception: a crop of 5-100 % of the area, resized. inception_flip: that
 #: and a random mirror image. affine: turned, sheared, scaled and shifted a little (small images of
@@ -13,6 +13,15 @@ from vitkeras.errors import InputError
 AUGMENTATIONS = ("none", "inception", "inception_flip", "affine")
 
 FIXED = {"resize": "bilinear", "antialias": False, "value_range": [-1, 1]}
+
+
+def check_augmentation(name):
+    """Raises an InputError if there is no augmentation of this name."""
+    if name not in AUGMENTATIONS:
+        raise InputError(
+            f"`augmentation` must be one of {AUGMENTATIONS}. Received: augmentation={name!r}."
+            f"{nearest(name, AUGMENTATIONS)}"
+        )
 
 
 def decode_image(image_bytes):
@@ -76,11 +85,7 @@ class Preprocessing:
             seed: int32 `(2,)`; the same seed gives the same image.
             augmentation: One of `AUGMENTATIONS`.
         """
-        if augmentation not in AUGMENTATIONS:
-            raise InputError(
-                f"`augmentation` must be one of {AUGMENTATIONS}. "
-                f"Received: augmentation={augmentation!r}."
-            )
+        check_augmentation(augmentation)
         if augmentation == "none":
             return self.evaluation_image(image_bytes)
         if augmentation == "affine":

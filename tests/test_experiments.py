@@ -1,0 +1,200 @@
+"""The scripts as a user runs them, each in a process of its own."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ROOT, photo, python
+
+MODEL = ("--config.variant=Ti/8", "--config.hidden_dim=24", "--config.mlp_dim=48",
+         "--config.num_heads=3", "--config.num_layers=2", "--config.image_size=(32,48)")  # fmt: skip
+
+
+def script(name, *arguments, fails=False):
+    process = python("-m", f"experiments.{name}", *arguments)
+    if fails:
+        assert process.returncode in (1, 2), process.stderr
+        assert "Traceback" not in process.stderr, process.stderr
+        return process.stderr.strip().splitlines()[-1]
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1]), process
+
+
+def train(photos, workdir, *more, fails=False):
+    config = ROOT / "experiments/configs/folder.py"
+    return script(
+        "train", f"--config={config}", f"--workdir={workdir}", f"--config.dataset=folder:{photos}",
+        "--config.batch_size=8", "--config.epochs=2", "--config.warmup_steps=2",
+        "--config.ema_momentum=0.9", *MODEL, *more, fails=fails,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(photos, tmp_path_factory):
+    """A run on the folder of photos, and what its command printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "photos"
+    return workdir, *train(photos, workdir)
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    base = tmp_path_factory.mktemp("saved") / "photos"
+    result, _ = script("export", f"--workdir={run[0]}", f"--output={base}")
+    return base, result
+
+
+def test_training_leaves_a_whole_run_directory(run):
+    workdir, result, process = run
+    assert result["examples"] == 3 and 0 <= result["accuracy"] <= 1
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {
+        "config.json", "class_names.json", "preprocessing.json", "best.keras", "last.keras",
+        "state", "metrics.csv", "curves.png", "tensorboard", "bad_images.txt",
+    }  # fmt: skip
+    rows = (workdir / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 3 and rows[0].startswith("epoch,step,learning_rate")
+    assert (workdir / "bad_images.txt").read_text().startswith("bee/01.jpg\t")
+    assert "bee/01.jpg" in process.stderr and "epoch 2/2" in process.stderr
+    assert (workdir / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert f"python -m experiments.export --workdir={workdir}" in process.stdout
+
+
+def test_evaluate_says_what_training_said(run):
+    result, _ = script("evaluate", f"--workdir={run[0]}", "--batch_size=2")
+    assert result["accuracy"] == run[1]["accuracy"]
+    assert result["examples"] == 3 and abs(result["loss"] - run[1]["loss"]) < 1e-5
+    result, _ = script("evaluate", f"--workdir={run[0]}", "--split=train", "--weights=last")
+    assert result["examples"] == 29 and result["weights"] == "last"
+
+
+def test_the_same_command_again_trains_no_more(run, photos):
+    before = (run[0] / "metrics.csv").read_bytes()
+    result, process = train(photos, run[0])
+    assert result == run[1] and "going on after epoch 2" in process.stderr
+    assert (run[0] / "metrics.csv").read_bytes() == before
+
+
+def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(run, photos, tmp_path):
+    whole = run[0]
+    shutil.copytree(whole, tmp_path / "cut")
+    cut = tmp_path / "cut"
+    for path in (cut / "last.keras", cut / "metrics.csv", cut / "curves.png"):
+        path.unlink()
+    first, second = sorted((cut / "state").iterdir())
+    shutil.rmtree(second)
+    result, process = train(photos, cut)
+    assert "going on after epoch 1" in process.stderr
+    assert (cut / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    with np.load(cut / "state" / second.name / "arrays.npz") as ours:
+        with np.load(whole / "state" / second.name / "arrays.npz") as theirs:
+            for name in theirs:
+                np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    assert result | {"workdir": ""} == run[1] | {"workdir": ""}
+
+
+def test_predictions_are_the_same_from_run_export_and_a_process_without_keras(
+    run, exported, photos, tmp_path
+):
+    files = [path for path in sorted(photos.rglob("*.*")) if path.name != "01.jpg"][:14]
+    ours, process = script("predict", f"--workdir={run[0]}", *files)
+    served, _ = script("predict", f"--saved_model={exported[0]}", *files)
+    assert [p["image"] for p in ours["predictions"]] == [str(f) for f in files]
+    code = (
+        "import json, sys, tensorflow as tf\n"
+        "loaded = tf.saved_model.load(sys.argv[1])\n"
+        "files = [open(path, 'rb').read() for path in sys.argv[2:]]\n"
+        "out = loaded.signatures['serving_default'](image_bytes=tf.constant(files))\n"
+        "assert not [m for m in sys.modules if m.split('.')[0] in ('keras', 'vitkeras')]\n"
+        "print(json.dumps({k: v.numpy().astype(str if k == 'classes' else float).tolist()"
+        " for k, v in out.items()}))"
+    )
+    process = python("-c", code, exported[0] / "1", *files)
+    assert process.returncode == 0, process.stderr
+    batch = json.loads(process.stdout.splitlines()[-1])
+    assert set(batch) == {"classes", "scores", "probabilities", "logits"}
+    for i, (a, b) in enumerate(zip(ours["predictions"], served["predictions"], strict=True)):
+        names = [entry["class"] for entry in a["top"]]
+        assert names == [entry["class"] for entry in b["top"]] == batch["classes"][i]
+        for other in ([e["probability"] for e in b["top"]], batch["scores"][i]):
+            np.testing.assert_allclose([e["probability"] for e in a["top"]], other, atol=1e-5)
+        logits = np.array(batch["logits"][i])
+        softmax = np.exp(logits) / np.exp(logits).sum()
+        np.testing.assert_allclose(batch["probabilities"][i], softmax, atol=1e-6)
+
+
+def test_pixels_signature_agrees_with_bytes(exported, tmp_path):
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(exported[0] / "1"))
+    image = np.asarray(photo(50, 70, seed=5))
+    photo(50, 70, seed=5).save(tmp_path / "x.png")
+    by_bytes = loaded.signatures["serving_default"](
+        image_bytes=tf.constant([(tmp_path / "x.png").read_bytes()])
+    )
+    by_pixels = loaded.signatures["pixels"](pixels=tf.constant(image[None], tf.float32))
+    np.testing.assert_allclose(by_bytes["logits"], by_pixels["logits"], atol=1e-5)
+
+
+def test_versions_count_up_and_are_never_overwritten(run, exported):
+    base, first = exported
+    assert first["version"] == 1
+    error = script("export", f"--workdir={run[0]}", f"--output={base}", "--version=1", fails=True)
+    assert "version=1" in error and "Next free: 2" in error
+    second, _ = script("export", f"--workdir={run[0]}", f"--output={base}")
+    assert second["version"] == 2
+    assert sorted(path.name for path in base.iterdir()) == ["1", "2"]
+
+
+def test_fine_tuning_from_a_run_at_another_size(run, photos, tmp_path):
+    workdir = tmp_path / "finer"
+    result, process = train(
+        photos, workdir, f"--config.init_from={run[0]}", "--config.image_size=(40,56)"
+    )
+    assert "1 weights resized" in process.stderr and "2 weights fresh" in process.stderr
+    record = json.loads((workdir / "preprocessing.json").read_text())
+    assert record["image_size"] == [40, 56]
+
+
+def test_mirrored_strategy_and_smoke_switch(data_dir, tmp_path):
+    result, process = script(
+        "train", "--config=experiments/configs/digits.py", f"--workdir={tmp_path / 'run'}",
+        f"--config.data_dir={data_dir}", "--config.strategy=mirrored", "--smoke",
+    )  # fmt: skip
+    assert result["examples"] == 359
+    assert "MirroredStrategy, 1 replicas of 8 images" in process.stderr
+
+
+def test_bad_input_gets_one_sentence(photos, run, tmp_path):
+    new = tmp_path / "new"
+    cases = {
+        "Did you mean": ("--config.lerning_rate=1",),
+        "variant='X/16'": ("--config.variant=X/16",),
+        "image_size=(30, 48), patch size 8": ("--config.image_size=(30,48)",),
+        "dataset='digitz'. Did you mean": ("--config.dataset=digitz",),
+        "strategy='gpu'": ("--config.strategy=gpu",),
+        "augmentation='cut'": ("--config.augmentation=cut",),
+        "which is no run directory and no .keras file": ("--config.init_from=nowhere",),
+    }
+    for message, flags in cases.items():
+        assert message in train(photos, new, *flags, fails=True), flags
+        assert not new.exists(), flags
+    error = train(photos, run[0], "--config.learning_rate=0.5", fails=True)
+    assert "learning_rate=0.0003 there, 0.5 now" in error
+    (tmp_path / "classes" / "a").mkdir(parents=True)
+    assert "which has none" in train(tmp_path / "classes", new, fails=True)
+    (tmp_path / "no.jpg").write_text("no image")
+    predict = f"--workdir={run[0]}"
+    assert "no.jpg, 8 bytes" in script("predict", predict, tmp_path / "no.jpg", fails=True)
+    assert "none.png (No such file" in script("predict", predict, "none.png", fails=True)
+    assert "at least one image" in script("predict", predict, fails=True)
+    assert "has no config.json" in script("evaluate", f"--workdir={tmp_path}", fails=True)
+    assert "must be a SavedModel" in script("predict", f"--saved_model={new}", "x", fails=True)
+
+
+def test_the_committed_digits_model_predicts():
+    result, _ = script("predict", "--saved_model=saved_models/digits", "docs/digit.png")
+    top = result["predictions"][0]["top"][0]
+    assert top["class"] == "4" and top["probability"] > 0.9
+    size = sum(p.stat().st_size for p in (ROOT / "saved_models/digits/1").rglob("*") if p.is_file())
+    assert size < 3e6

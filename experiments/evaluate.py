@@ -1,6 +1,6 @@
 """Evaluates a run's model on a whole split of its data.
 
-    python -m experiments.evaluate --workdir=runs/digits
+python -m experiments.evaluate --workdir=runs/digits
 """
 
 from experiments import cli  # first: it sets TensorFlow's log level

@@ -1,6 +1,6 @@
 """Exports a run's model as a SavedModel for TF Serving.
 
-    python -m experiments.export --workdir=runs/digits --output=saved_models/digits
+python -m experiments.export --workdir=runs/digits --output=saved_models/digits
 """
 
 from experiments import cli  # first: it sets TensorFlow's log level

@@ -1,7 +1,7 @@
 """Predicts the classes of images, from a run directory or from an exported SavedModel.
 
-    python -m experiments.predict --workdir=runs/digits IMAGE...
-    python -m experiments.predict --saved_model=saved_models/digits IMAGE...
+python -m experiments.predict --workdir=runs/digits IMAGE...
+python -m experiments.predict --saved_model=saved_models/digits IMAGE...
 """
 
 import sys
@@ -17,7 +17,9 @@ from absl import flags
 from vitkeras.errors import InputError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
-SAVED_MODEL = flags.DEFINE_string("saved_model", None, "An exported folder, or one of its versions.")
+SAVED_MODEL = flags.DEFINE_string(
+    "saved_model", None, "An exported folder, or one of its versions."
+)
 WEIGHTS = flags.DEFINE_enum("weights", "best", ["best", "last"], "Which of the run's models.")
 TOP = 5
 
@@ -69,10 +71,13 @@ def read_image(path):
         content = Path(path).read_bytes()
         tf.io.decode_image(content, channels=3, expand_animations=False)
     except OSError as error:
-        raise InputError(f"An image must be a readable file. Received: {path} ({error.strerror}).") from error
+        raise InputError(
+            f"An image must be a readable file. Received: {path} ({error.strerror})."
+        ) from error
     except tf.errors.InvalidArgumentError as error:
         raise InputError(
-            f"An image must be a whole JPEG, PNG, BMP or GIF file. Received: {path}, {len(content)} bytes."
+            "An image must be a whole JPEG, PNG, BMP or GIF file. "
+            f"Received: {path}, {len(content)} bytes."
         ) from error
     return content
 

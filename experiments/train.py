@@ -1,6 +1,6 @@
 """Trains a ViT from a config into a run directory; the same command again goes on.
 
-    python -m experiments.train --config=experiments/configs/digits.py --workdir=runs/digits
+python -m experiments.train --config=experiments/configs/digits.py --workdir=runs/digits
 """
 
 import functools
@@ -53,9 +53,12 @@ def build_model(config, num_classes):
     model = vk.vit(**{field: config[field] for field in MODEL_FIELDS}, num_classes=num_classes)
     if config.init_from:
         report = vk.transfer_weights(load_model(config.init_from), model)
-        say("started from " + config.init_from + ": " + ", ".join(
-            f"{len(paths)} weights {what}" for what, paths in report.items()
-        ))
+        say(
+            "started from "
+            + config.init_from
+            + ": "
+            + ", ".join(f"{len(paths)} weights {what}" for what, paths in report.items())
+        )
     return model
 
 
@@ -125,7 +128,11 @@ def main(_):
     if first_epoch < config.epochs:
         metrics = training.MetricsFile(run.path / "metrics.csv", rows, steps)
         keeper = training.ModelKeeper(
-            run, kept_model, lambda: evaluator(evaluation("validation")), config.evaluate_every, best
+            run,
+            kept_model,
+            lambda: evaluator(evaluation("validation")),
+            config.evaluate_every,
+            best,
         )
         batches = data.training_batches(
             source, preprocessing, config.batch_size, config.epochs, config.seed,
@@ -159,7 +166,7 @@ def resume(model, run):
     """Goes back to the newest whole state; returns (epochs done, best so far, metrics rows)."""
     state = training.latest_state(run.path / "state", warn=say)
     if state is None:
-        return 0, -1.0, []
+        return 0, None, []
     arrays, extra = state
     training.restore(model, arrays)
     say(f"going on after epoch {extra['epoch']}")
@@ -172,7 +179,9 @@ def say_next(run, config):
     print("Next:")
     print(f"  python -m experiments.evaluate --workdir={run.path}")
     print(f"  python -m experiments.predict --workdir={run.path} {image}")
-    print(f"  python -m experiments.export --workdir={run.path} --output=saved_models/{run.path.name}")
+    print(
+        f"  python -m experiments.export --workdir={run.path} --output=saved_models/{run.path.name}"
+    )
 
 
 if __name__ == "__main__":

@@ -7,8 +7,16 @@ import numpy as np
 import pytest
 from conftest import ROOT, photo, python
 
-MODEL = ("--config.variant=Ti/8", "--config.hidden_dim=24", "--config.mlp_dim=48",
-         "--config.num_heads=3", "--config.num_layers=2", "--config.image_size=(32,48)")  # fmt: skip
+MODEL = (
+    "--config.variant=Ti/8",
+    "--config.hidden_dim=24",
+    "--config.mlp_dim=48",
+    # fmt: off
+    "--config.num_heads=3",
+    "--config.num_layers=2",
+    "--config.image_size=(32,48)",
+)
+# fmt: on
 
 
 def script(name, *arguments, fails=False):
@@ -198,3 +206,21 @@ def test_the_committed_digits_model_predicts():
     assert top["class"] == "4" and top["probability"] > 0.9
     size = sum(p.stat().st_size for p in (ROOT / "saved_models/digits/1").rglob("*") if p.is_file())
     assert size < 3e6
+
+
+@pytest.mark.slow
+def test_the_embedded_default_keeps_its_promise(data_dir, tmp_path):
+    result, _ = script(
+        "train", "--config=experiments/configs/digits.py", f"--workdir={tmp_path / 'digits'}",
+        f"--config.data_dir={data_dir}",
+    )  # fmt: skip
+    assert result["examples"] == 359 and result["accuracy"] >= 0.975
+
+
+def test_benchmark_measures_both_jobs_with_and_without_xla():
+    result, _ = script(
+        "benchmark", "model", "--variant=Ti/16", "--image_size=32", "--rounds=1", "--nopeer"
+    )
+    for job in ("infer", "infer_xla", "train", "train_xla"):
+        assert result[job]["vitkeras"] > 0
+    assert "Received: inptu" in script("benchmark", "inptu", fails=True)

@@ -122,9 +122,12 @@ def test_stochastic_depth_grows_linearly():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("X/16",), 'must be one of Ti, S, B, L, H, g, G.*variant=\'X/16\''),
-        (("B16",), 'Received: variant=\'B16\'. Did you mean "B/16"'),
-        (("B/16", {"image_size": 225}), "image_size=225, patch size 16. Nearest sizes: 224x224, 240"),
+        (("X/16",), "must be one of Ti, S, B, L, H, g, G.*variant='X/16'"),
+        (("B16",), "Received: variant='B16'. Did you mean \"B/16\""),
+        (
+            ("B/16", {"image_size": 225}),
+            "image_size=225, patch size 16. Nearest sizes: 224x224, 240",
+        ),
         (("B/16", {"image_size": (224, 0)}), "positive integer or a pair"),
         (("B/16", {"image_size": "big"}), "positive integer or a pair.*'big'"),
         (("B/16", {"classifier": "map"}), r"`classifier` must be one of \('token', 'gap'\).*'map'"),

@@ -21,7 +21,9 @@ def make_evaluator(model):
         logits = tf.cast(model(images, training=False), tf.float32)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         correct = tf.cast(tf.argmax(logits, 1, tf.int32) == labels, tf.float32)
-        return tf.stack([tf.reduce_sum(x * weights) for x in (losses, correct, tf.ones_like(weights))])
+        return tf.stack(
+            [tf.reduce_sum(x * weights) for x in (losses, correct, tf.ones_like(weights))]
+        )
 
     @tf.function
     def sums_of_batch(batch):
@@ -37,4 +39,3 @@ def make_evaluator(model):
         return {"accuracy": correct / examples, "loss": loss / examples, "examples": int(examples)}
 
     return evaluate
-

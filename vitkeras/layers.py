@@ -81,7 +81,10 @@ class PatchEncoder(keras.layers.Layer):
         self.class_token = bool(class_token)
         self.dropout_rate = float(dropout_rate)
         self.projection = keras.layers.Dense(
-            hidden_dim, kernel_initializer="lecun_normal", dtype=self.dtype_policy, name="projection"
+            hidden_dim,
+            kernel_initializer="lecun_normal",
+            dtype=self.dtype_policy,
+            name="projection",
         )
         self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
 

@@ -1,12 +1,12 @@
 """The run directory: everything that evaluating, predicting, exporting and fine-tuning need.
 
-    config.json         every field of the run's config, and the version that trained it
-    class_names.json    names in the order of the logits
-    preprocessing.json  what happens to an image before the model sees it
-    best.keras          the model of the best epoch on the validation split
-    last.keras          the model after the last epoch
-    state/              what it takes to go on with training: one folder per saved step
-    metrics.csv, curves.png, tensorboard/
+config.json         every field of the run's config, and the version that trained it
+class_names.json    names in the order of the logits
+preprocessing.json  what happens to an image before the model sees it
+best.keras          the model of the best epoch on the validation split
+last.keras          the model after the last epoch
+state/              what it takes to go on with training: one folder per saved step
+metrics.csv, curves.png, tensorboard/
 """
 
 import json

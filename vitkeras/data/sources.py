@@ -1,6 +1,6 @@
 """Where examples come from: TensorFlow Datasets, the embedded digits, or a folder of images.
 
-Every source has `class_names`, `num_examples(split)` and `examples(split, shuffle_seed)`; the splits
+Every source has `class_names`, `num_examples(split)` and `examples(split, shuffle_seed)`. Splits
 are always called train, validation and test, and the examples are
 `{"image_bytes": string, "label": int64}`.
 """

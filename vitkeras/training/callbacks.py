@@ -86,7 +86,9 @@ class MetricsFile(keras.callbacks.Callback):
         row = {"epoch": epoch + 1, "step": (epoch + 1) * self.steps, "learning_rate": float(rate)}
         self.rows.append(row | {key: float(value) for key, value in logs.items()})
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(k for r in self.rows for k in r)))
+        writer = csv.DictWriter(
+            text, fieldnames=list(dict.fromkeys(k for r in self.rows for k in r))
+        )
         writer.writeheader()
         writer.writerows(self.rows)
         write_file(self.path, text.getvalue().encode())
@@ -104,10 +106,11 @@ class ModelKeeper(keras.callbacks.Callback):
         evaluate: Returns the clone's "accuracy" and "loss", which enter the logs as val_accuracy
             and val_loss.
         every: Epochs between two evaluations; the last epoch is always evaluated.
-        best: The best validation accuracy so far, when a run goes on.
+        best: The best so far, when a run goes on: [accuracy, -loss], so that of equal accuracies
+            the lower loss is the better.
     """
 
-    def __init__(self, run, model, evaluate, every=1, best=-1.0):
+    def __init__(self, run, model, evaluate, every=1, best=None):
         super().__init__()
         self.run, self.kept, self.evaluate = run, model, evaluate
         self.every, self.best = every, best
@@ -123,8 +126,9 @@ class ModelKeeper(keras.callbacks.Callback):
         self._take_weights()
         result = self.evaluate()
         logs |= {"val_accuracy": result["accuracy"], "val_loss": result["loss"]}
-        if result["accuracy"] > self.best:
-            self.best = result["accuracy"]
+        score = [result["accuracy"], -result["loss"]]
+        if self.best is None or score > self.best:
+            self.best = score
             self.run.save_model(self.kept, "best")
         self.run.save_model(self.kept, "last")
 

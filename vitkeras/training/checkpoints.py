@@ -1,7 +1,7 @@
 """The state of a training run on disk: written aside, hashed, renamed, two kept.
 
-    state/step-000001240/arrays.npz      every variable of the model and the optimizer
-    state/step-000001240/state.json      the step, whatever else was given, and a SHA-256
+state/step-000001240/arrays.npz      every variable of the model and the optimizer
+state/step-000001240/state.json      the step, whatever else was given, and a SHA-256
 """
 
 import hashlib

@@ -42,7 +42,9 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         step = ops.cast(step, "float32")
         progress = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
         progress = ops.clip(progress, 0.0, 1.0)
-        falling = 1 - progress if self.decay == "linear" else (1 + ops.cos(progress * 3.1415927)) / 2
+        falling = (
+            1 - progress if self.decay == "linear" else (1 + ops.cos(progress * 3.1415927)) / 2
+        )
         rising = (step + 1) / max(self.warmup_steps, 1)
         return self.learning_rate * ops.where(step < self.warmup_steps, rising, falling)
 

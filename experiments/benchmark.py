@@ -1,0 +1,109 @@
+"""Times vitkeras in turn with a peer, in one run: machines drift, ratios hold.
+
+    python -m experiments.benchmark model
+
+`model`: a forward pass and an AdamW step of a ViT-S/16 at 224 with 1000 classes, batch 8, with and
+without XLA, against keras_hub's ViT of the same size. Each pair runs in turn, round by round; the
+medians and their ratio are printed.
+"""
+
+import statistics
+import sys
+import time
+
+from experiments import cli  # first: it sets TensorFlow's log level
+
+# isort: split
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+import vitkeras as vk
+from vitkeras.errors import InputError
+
+ROUNDS = flags.DEFINE_integer("rounds", 6, "Timed rounds, after one that compiles.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images at once.", lower_bound=1)
+VARIANT = flags.DEFINE_string("variant", "S/16", "Of vitkeras and of the peer.")
+IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side in pixels.")
+PEER = flags.DEFINE_bool("peer", True, "Whether keras_hub runs too (extra: benchmark).")
+CLASSES = 1000
+
+
+def peer_model():
+    """Returns keras_hub's ViT classifier of the same sizes."""
+    try:
+        import keras_hub
+    except ImportError as error:
+        raise InputError(
+            "The peer is keras_hub. Install it with pip install -e '.[benchmark]', or give --nopeer."
+        ) from error
+    sizes, patch_size = vk.models.parse_variant(VARIANT.value)
+    backbone = keras_hub.models.ViTBackbone(
+        image_shape=(IMAGE_SIZE.value, IMAGE_SIZE.value, 3),
+        patch_size=patch_size,
+        **sizes._asdict(),
+    )
+    return keras_hub.models.ViTImageClassifier(
+        backbone=backbone, num_classes=CLASSES, preprocessor=None
+    )
+
+
+def our_model():
+    """Returns the vitkeras model."""
+    return vk.vit(VARIANT.value, image_size=IMAGE_SIZE.value, num_classes=CLASSES)
+
+
+def work(model, job, xla, images, labels):
+    """Returns a function that does one forward pass or one training step and waits for it."""
+    if job == "infer":
+        forward = tf.function(lambda x: model(x, training=False), jit_compile=xla)
+        return lambda: forward(images).numpy()
+    model.compile(
+        keras.optimizers.AdamW(1e-4),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=xla,
+    )
+    return lambda: model.train_on_batch(images, labels)
+
+
+def time_in_turn(jobs):
+    """Returns the median seconds of each job, taken round by round."""
+    times = {name: [] for name in jobs}
+    for round_ in range(ROUNDS.value + 1):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            if round_:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def main(arguments):
+    """Measures."""
+    if arguments != ["model"]:
+        raise InputError(
+            f"Say what to measure: model. Received: {' '.join(arguments) or 'nothing'}."
+        )
+    batch, side = BATCH_SIZE.value, IMAGE_SIZE.value
+    images = tf.constant(np.random.rand(batch, side, side, 3).astype("float32"))
+    labels = tf.constant(np.random.randint(0, CLASSES, batch))
+    makers = {"vitkeras": our_model} | ({"keras_hub": peer_model} if PEER.value else {})
+    result = {"variant": VARIANT.value, "image_size": side, "batch_size": batch}
+    for job in ("infer", "train"):
+        for xla in (False, True):
+            jobs = {name: work(make(), job, xla, images, labels) for name, make in makers.items()}
+            rates = {name: batch / seconds for name, seconds in time_in_turn(jobs).items()}
+            line = ", ".join(f"{name} {rate:.2f} images/s" for name, rate in rates.items())
+            if PEER.value:
+                rates["ratio"] = rates["vitkeras"] / rates["keras_hub"]
+                line += f", ratio {rates['ratio']:.2f}"
+            label = f"{job}{'_xla' if xla else ''}"
+            print(f"{label:10s} {line}", file=sys.stderr, flush=True)
+            result[label] = {name: round(rate, 3) for name, rate in rates.items()}
+            keras.backend.clear_session()
+    return result
+
+
+if __name__ == "__main__":
+    cli.run(main)

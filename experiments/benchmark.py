@@ -36,7 +36,7 @@ def peer_model():
         import keras_hub
     except ImportError as error:
         raise InputError(
-            "The peer is keras_hub. Install it with pip install -e '.[benchmark]', or give --nopeer."
+            "The peer is keras_hub: pip install -e '.[benchmark]', or give --nopeer."
         ) from error
     sizes, patch_size = vk.models.parse_variant(VARIANT.value)
     backbone = keras_hub.models.ViTBackbone(

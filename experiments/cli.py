@@ -21,9 +21,8 @@ def run(main):
     def parse(argv):
         try:
             return flags.FLAGS(argv)
+        # What ml_collections raises for an unknown field, a wrong type or a missing file.
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-            if not _concerns_flags(error):
-                raise
             _refuse(error)
 
     def checked(argv):
@@ -34,11 +33,6 @@ def run(main):
         print(json.dumps(result), flush=True)
 
     app.run(checked, flags_parser=parse)
-
-
-def _concerns_flags(error):
-    """Whether parsing failed on what was given, not inside a config file's own code."""
-    return not isinstance(error, ImportError)
 
 
 def _refuse(error):

@@ -7,16 +7,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, photo, python
 
-MODEL = (
-    "--config.variant=Ti/8",
-    "--config.hidden_dim=24",
-    "--config.mlp_dim=48",
-    # fmt: off
-    "--config.num_heads=3",
-    "--config.num_layers=2",
-    "--config.image_size=(32,48)",
-)
-# fmt: on
+SIZES = {"variant": "Ti/8", "hidden_dim": 24, "mlp_dim": 48, "num_heads": 3, "num_layers": 2}
+MODEL = [f"--config.{name}={value}" for name, value in SIZES.items()] + [
+    "--config.image_size=(32,48)"
+]
 
 
 def script(name, *arguments, fails=False):

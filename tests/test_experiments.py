@@ -163,7 +163,7 @@ def test_mirrored_strategy_and_smoke_switch(data_dir, tmp_path):
         "train", "--config=experiments/configs/digits.py", f"--workdir={tmp_path / 'run'}",
         f"--config.data_dir={data_dir}", "--config.strategy=mirrored", "--smoke",
     )  # fmt: skip
-    assert result["examples"] == 359
+    assert result["examples"] == 179
     assert "MirroredStrategy, 1 replicas of 8 images" in process.stderr
 
 
@@ -208,7 +208,7 @@ def test_the_embedded_default_keeps_its_promise(data_dir, tmp_path):
         "train", "--config=experiments/configs/digits.py", f"--workdir={tmp_path / 'digits'}",
         f"--config.data_dir={data_dir}",
     )  # fmt: skip
-    assert result["examples"] == 359 and result["accuracy"] >= 0.975
+    assert result["examples"] == 179 and result["accuracy"] >= 0.975
 
 
 def test_benchmark_measures_both_jobs_with_and_without_xla():

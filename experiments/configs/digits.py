@@ -21,6 +21,9 @@ def get_config():
     config.num_heads = 4
     config.num_layers = 4
     config.image_size = (16, 16)
+    config.classifier = "gap"
+    config.dropout_rate = 0.1
+    config.label_smoothing = 0.1
     config.batch_size = 64
     config.epochs = 150
     config.evaluate_every = 10

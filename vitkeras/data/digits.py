@@ -5,7 +5,7 @@ import tensorflow_datasets as tfds
 
 from vitkeras.data.splits import stratified_split
 
-FRACTIONS = {"train": 0.7, "validation": 0.1, "test": 0.2}
+FRACTIONS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):

@@ -88,11 +88,40 @@ def test_the_jpeg_crop_is_a_part_of_the_image(tmp_path):
         assert 15 < flipped < 45
 
 
+def test_affine_turns_shears_scales_and_shifts_within_its_bounds():
+    # Red and green tell the place in the input, blue whether a pixel lies wholly inside it.
+    side = 64
+    image = np.full((side, side, 3), 255, np.uint8)
+    image[..., 1], image[..., 0] = np.mgrid[:side, :side] * 4
+    image_bytes = tf.io.encode_png(image).numpy()
+    centre = (side - 1) / 2
+    maps = []
+    for seed in range(80):
+        moved = data.Preprocessing((side, side)).training_image(image_bytes, [seed, 0], "affine")
+        moved = np.asarray(moved) * 127.5 + 127.5
+        y, x = np.nonzero(moved[..., 2] > 254.999)
+        known = np.stack([x - centre, y - centre, np.ones(len(x))], 1)
+        found = moved[y, x, :2] / 4 - centre
+        linear, *_ = np.linalg.lstsq(known, found, rcond=None)
+        np.testing.assert_allclose(known @ linear, found, atol=0.01)
+        maps.append(linear.T)
+    low, high = np.min(maps, 0), np.max(maps, 0)  # rows x, y; columns x, y, shift
+    bounds = np.array([[1.15, 0.48, side / 8], [0.30, 1.15, side / 8]])
+    assert (np.abs(maps) <= bounds + 0.01).all()
+    assert (high[[0, 1], [0, 1]] > 1.05).all() and (low[[0, 1], [0, 1]] > 0.81).all()
+    for i, j in ((0, 1), (0, 2), (1, 0), (1, 2)):
+        assert low[i, j] < -0.5 * bounds[i, j] and high[i, j] > 0.5 * bounds[i, j]
+
+
 def test_preprocessing_record_goes_round_and_is_checked():
     preprocessing = data.Preprocessing((16, 24))
     assert data.Preprocessing.from_json(preprocessing.to_json()) == preprocessing
     with pytest.raises(InputError, match="preprocessing record must hold.*bicubic"):
         data.Preprocessing.from_json(preprocessing.to_json() | {"resize": "bicubic"})
+    with pytest.raises(InputError, match="preprocessing record must hold image_size"):
+        data.Preprocessing.from_json(
+            {k: v for k, v in preprocessing.to_json().items() if k != "image_size"}
+        )
 
 
 def test_unknown_augmentation():
@@ -161,6 +190,16 @@ def test_batches_depend_on_seed_and_epoch_alone(source):
     assert not np.array_equal(whole[0][0], other[0][0])
 
 
+def test_each_epoch_has_its_own_order(source):
+    # Not augmented, so only the order can tell one epoch from another.
+    stream = data.training_batches(source, data.Preprocessing((8, 8)), 4, 2)
+    images = np.concatenate([images for images, _ in stream])
+    first, second = np.split(images, 2)
+    assert not np.array_equal(first, second)
+    both = {i.tobytes() for i in first} & {i.tobytes() for i in second}
+    assert len(both) > 0.5 * len(first)
+
+
 def test_an_epoch_shows_each_image_at_most_once(data_dir):
     source = data.open_source("digits", data_dir)
     stream = data.training_batches(source, data.Preprocessing((8, 8)), 64, 1)
@@ -187,6 +226,9 @@ def test_a_batch_larger_than_the_data(photos):
     source = data.open_source(f"folder:{photos}")
     with pytest.raises(InputError, match="batch_size=99, .* training images"):
         data.steps_per_epoch(source, 99)
+    for batch_size in (0, -1):
+        with pytest.raises(InputError, match=f"must be at least 1 .*batch_size={batch_size},"):
+            data.steps_per_epoch(source, batch_size)
 
 
 def test_folder_is_split_and_its_bad_file_named(photos):
@@ -223,6 +265,18 @@ def test_folder_with_its_own_splits(tmp_path):
         data.FolderSource(root)
 
 
+def test_a_folder_without_test_is_not_a_folder_of_splits_as_classes(tmp_path):
+    make(tmp_path, ["train/a/0.png", "val/a/0.png"])
+    with pytest.raises(InputError, match="must have test/ too"):
+        data.FolderSource(tmp_path)
+
+
+def test_a_split_that_no_class_is_large_enough_for(tmp_path):
+    source = data.FolderSource(make(tmp_path, ["a/0.png", "b/0.png"]))
+    with pytest.raises(InputError, match="split validation, with none. Give every class 3"):
+        source.num_examples("validation")
+
+
 def test_bad_folders(tmp_path):
     with pytest.raises(InputError, match="must name a folder. Received: .*none"):
         data.open_source(f"folder:{tmp_path}/none")
@@ -242,6 +296,37 @@ def test_bad_folders(tmp_path):
 def test_unknown_dataset(data_dir):
     with pytest.raises(InputError, match="Received: dataset='digitz'. Did you mean \"digits\""):
         data.open_source("digitz", data_dir)
+
+
+def test_tfds_features_of_the_wrong_kind_and_a_missing_download(tmp_path):
+    import tensorflow_datasets as tfds
+
+    class NumberedLabel(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = None
+        label = np.int64
+
+        def _info(self):
+            features = {"image": tfds.features.Image(shape=(4, 4, 3)), "label": self.label}
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            raise AssertionError("Manual directory does not exist.")
+
+        def _generate_examples(self):
+            yield from ()
+
+    class ByHand(NumberedLabel):
+        label = tfds.features.ClassLabel(num_classes=2)
+
+    with pytest.raises(InputError, match="label a class label. .*'numbered_label' with Image and "):
+        data.open_source("numbered_label", str(tmp_path))
+    with pytest.raises(InputError, match="dataset='by_hand'.*Manual directory does not exist"):
+        data.open_source("by_hand", str(tmp_path))
+    with pytest.raises(InputError, match="Received: dataset='by_hand:9.9.9'"):
+        data.open_source("by_hand:9.9.9", str(tmp_path))
 
 
 def test_any_tfds_builder_whose_splits_are_cut(tmp_path):

@@ -9,12 +9,12 @@ def steps_per_epoch(source, batch_size):
     """Returns the number of whole batches in an epoch.
 
     Raises:
-        InputError: If there is not even one.
+        InputError: If `batch_size` is not positive or there is not even one batch.
     """
     examples = source.num_examples("train")
-    if batch_size > examples:
+    if not 1 <= batch_size <= examples:
         raise InputError(
-            "`batch_size` must not be larger than the training split. "
+            "`batch_size` must be at least 1 and not larger than the training split. "
             f"Received: batch_size={batch_size}, {examples} training images."
         )
     return examples // batch_size

@@ -62,7 +62,8 @@ class Preprocessing:
         Raises:
             InputError: If the record names something that this version does not do.
         """
-        if {k: v for k, v in record.items() if k != "image_size"} != FIXED:
+        rest = {k: v for k, v in record.items() if k != "image_size"}
+        if "image_size" not in record or rest != FIXED:
             raise InputError(
                 f"A preprocessing record must hold image_size and {FIXED}. Received: {record}."
             )

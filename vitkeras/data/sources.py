@@ -60,7 +60,8 @@ class TFDSSource:
         else:
             try:
                 self.builder = tfds.builder(name, data_dir=data_dir)
-            except (tfds.core.DatasetNotFoundError, ValueError) as error:
+            # An unknown version is an AssertionError.
+            except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
                 names = ["digits", *tfds.list_builders(with_community_datasets=False)]
                 raise InputError(
                     "`dataset` must be digits, a name of TensorFlow Datasets, or folder:PATH. "
@@ -72,8 +73,21 @@ class TFDSSource:
                 "A data set must have the features image and label. "
                 f"Received: dataset={name!r} with {sorted(features or ())}."
             )
-        with contextlib.redirect_stdout(sys.stderr):
-            self.builder.download_and_prepare()
+        image, label = features["image"], features["label"]
+        if not isinstance(image, tfds.features.Image) or not hasattr(label, "names"):
+            raise InputError(
+                "The feature image must be encoded images and label a class label. Received: "
+                f"dataset={name!r} with {type(image).__name__} and {type(label).__name__}."
+            )
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                self.builder.download_and_prepare()
+        # What is to be downloaded by hand is missing (AssertionError), or there is no network.
+        except (AssertionError, OSError, tfds.download.DownloadError) as error:
+            raise InputError(
+                "A data set must be prepared or downloadable. Received: "
+                f"dataset={name!r}, data_dir={data_dir!r}: {error}"
+            ) from error
         self.class_names = list(features["label"].names)
         self.splits = self._splits()
 
@@ -137,14 +151,23 @@ class FolderSource:
             raise InputError(f"`folder:PATH` must name a folder. Received: {path}.")
         if (self.path / "train").is_dir() and (self.path / "test").is_dir():
             self._read_splits(seed)
+        elif (self.path / "train").is_dir() and self._validation_folders():
+            # Else train and val would be taken for two classes.
+            raise InputError(
+                "A folder with train/ and validation/ or val/ must have test/ too. "
+                f"Received: {path}. Rename or copy a split to test/."
+            )
         else:
             self.class_names, files, labels = _list_classes(self.path)
             fractions = {"train": 0.8, "validation": 0.1, "test": 0.1}
             self._cut(files, labels, fractions, seed)
 
+    def _validation_folders(self):
+        return [name for name in ("validation", "val") if (self.path / name).is_dir()]
+
     def _read_splits(self, seed):
         self.class_names, files, labels = _list_classes(self.path / "train")
-        validation = [n for n in ("validation", "val") if (self.path / n).is_dir()]
+        validation = self._validation_folders()
         if validation:
             self.files = {"train": (files, labels)}
         else:
@@ -169,6 +192,11 @@ class FolderSource:
         """Decodes every file of a split once; returns `[(file, reason)]` of those that fail."""
         if split not in self._checked:
             files, labels = self.files[split]
+            if not files:
+                raise InputError(
+                    "A split must have an image. Received: "
+                    f"{self.path}, split {split}, with none. Give every class 3 images or more."
+                )
             good = np.array(list(_decodable(files)), bool)
             bad = [
                 (str(f.relative_to(self.path)), _reason(f))
@@ -178,8 +206,8 @@ class FolderSource:
             if not good.any():
                 raise InputError(
                     f"A split must have an image that can be decoded. Received: {self.path}, split "
-                    f"{split}, with {len(files)} files"
-                    + (f", the first of them {bad[0][0]}: {bad[0][1]}." if bad else ".")
+                    f"{split}, with {len(files)} files, the first of them "
+                    f"{bad[0][0]}: {bad[0][1]}."
                 )
             kept = [str(f) for f, ok in zip(files, good, strict=True) if ok]
             self._checked[split] = bad, tf.constant(kept), tf.constant(labels[good], tf.int64)

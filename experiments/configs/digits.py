@@ -25,7 +25,7 @@ def get_config():
     config.dropout_rate = 0.1
     config.label_smoothing = 0.1
     config.batch_size = 64
-    config.epochs = 150
+    config.epochs = 180
     config.evaluate_every = 10
     config.learning_rate = 2e-3
     config.warmup_steps = 100

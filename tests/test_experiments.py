@@ -197,7 +197,7 @@ def test_bad_input_gets_one_sentence(photos, run, tmp_path):
 def test_the_committed_digits_model_predicts():
     result, _ = script("predict", "--saved_model=saved_models/digits", "docs/digit.png")
     top = result["predictions"][0]["top"][0]
-    assert top["class"] == "4" and top["probability"] > 0.9
+    assert top["class"] == "4" and top["probability"] > 0.8
     size = sum(p.stat().st_size for p in (ROOT / "saved_models/digits/1").rglob("*") if p.is_file())
     assert size < 3e6
 
@@ -208,7 +208,7 @@ def test_the_embedded_default_learns_the_digits(data_dir, tmp_path):
         "train", "--config=experiments/configs/digits.py", f"--workdir={tmp_path / 'digits'}",
         f"--config.data_dir={data_dir}",
     )  # fmt: skip
-    assert result["examples"] == 179 and result["accuracy"] >= 0.95
+    assert result["examples"] == 179 and result["accuracy"] >= 0.975
 
 
 def test_benchmark_measures_both_jobs_with_and_without_xla():

@@ -149,7 +149,7 @@ def test_the_moving_average_is_kept_and_what_trains_is_not_touched(tmp_path):
     for variable, expected in zip(last.trainable_variables, averages, strict=True):
         np.testing.assert_allclose(variable, expected, atol=1e-6)
     assert not np.array_equal(last.trainable_variables[0], seen[-1][0])
-    assert keeper.best == [0, -0.5]
+    assert keeper.best == [1, -0.5]
 
 
 def test_evaluation_is_exact_whatever_the_batch(tmp_path):

@@ -12,6 +12,35 @@ register = keras.saving.register_keras_serializable(package="vitkeras")
 GELUS = ("tanh", "exact")
 
 
+class SeedGenerator(keras.random.SeedGenerator):
+    """Keras's, but each replica of a tf.distribute strategy draws numbers of its own."""
+
+    def next(self, ordered=True):
+        """Returns the next seed `(2,)`; that of the first replica is Keras's."""
+        seed = super().next(ordered)
+        if keras.backend.backend() != "tensorflow":
+            return seed
+        import tensorflow as tf
+
+        context = tf.distribute.get_replica_context()
+        if context is None or context.num_replicas_in_sync == 1:
+            return seed
+        replica = tf.cast(context.replica_id_in_sync_group, seed.dtype)
+        # Keras's own first numbers are below 2**30.
+        return seed + tf.stack([replica * 2**32, tf.zeros_like(replica)])
+
+
+@register
+class Dropout(keras.layers.Dropout):
+    """Keras's, with a mask of its own on each replica."""
+
+    def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
+        super().__init__(rate, noise_shape=noise_shape, seed=seed, **kwargs)
+        if self.rate > 0:
+            # The layer is locked by now, and this adds no state.
+            self.seed_generator.__class__ = SeedGenerator
+
+
 @register
 class Patches(keras.layers.Layer):
     """Cuts images into square patches, each flattened to one row.
@@ -86,7 +115,7 @@ class PatchEncoder(keras.layers.Layer):
             dtype=self.dtype_policy,
             name="projection",
         )
-        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
+        self.dropout = Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
 
     @property
     def num_tokens(self):
@@ -155,7 +184,7 @@ class StochasticDepth(keras.layers.Layer):
         self.rate = float(rate)
         self.seed = seed
         # One without a rate has no generator, as keras.layers.Dropout does it.
-        self.seed_generator = keras.random.SeedGenerator(seed) if self.rate else None
+        self.seed_generator = SeedGenerator(seed) if self.rate else None
         self.built = True
 
     def compute_output_shape(self, input_shape):
@@ -340,7 +369,7 @@ class TransformerBlock(keras.layers.Layer):
             return layer
 
         def dropout(name):
-            return keras.layers.Dropout(self.dropout_rate, dtype=policy, name=name)
+            return Dropout(self.dropout_rate, dtype=policy, name=name)
 
         def drop_path(name):
             return StochasticDepth(self.stochastic_depth_rate, dtype=policy, name=name)

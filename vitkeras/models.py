@@ -12,7 +12,20 @@ import keras
 from vitkeras.errors import InputError, nearest
 from vitkeras.layers import GELUS, PatchEncoder, Patches, TransformerBlock
 
+if keras.backend.backend() == "tensorflow":
+    from vitkeras.exact import ExactModel as Base
+else:  # a TensorFlow step cannot run elsewhere
+    Base = keras.Model
+
 CLASSIFIERS = ("token", "gap")
+
+
+@keras.saving.register_keras_serializable(package="vitkeras")
+class VisionModel(Base):
+    """A functional Keras model that trains and evaluates alike on any number of replicas.
+
+    On the TensorFlow backend that is `ExactModel`'s work; elsewhere it is a plain `keras.Model`.
+    """
 
 
 class Sizes(NamedTuple):
@@ -99,7 +112,7 @@ def vit(
     num_layers: int | None = None,
     dtype=None,
     name: str | None = None,
-) -> keras.Model:
+) -> VisionModel:
     """Builds a Vision Transformer as a functional Keras model.
 
     Args:
@@ -183,4 +196,4 @@ def vit(
     else:
         x = keras.layers.Activation("linear", dtype="float32", name="features")(x)
     default_name = re.sub(r"\W", "_", f"vit_{variant}".lower())
-    return keras.Model(images, x, name=name or default_name)
+    return VisionModel(images, x, name=name or default_name)

@@ -19,23 +19,20 @@ import tensorflow as tf
 
 from vitkeras.errors import InputError
 
-#: What this file needs of Keras beyond its public API.
+#: What this file needs beyond Keras's public API: of a compiled model, and of its optimizer.
 PRIVATE = {
-    keras.Model: (
+    "model": (
+        "_compute_loss",
+        "_loss_tracker",
         "_maybe_symbolic_build",
         "_symbolic_build",
-        "_compute_loss",
-        "_get_metrics_result_or_logs",
         "distribute_strategy",
-        "make_train_function",
         "make_test_function",
+        "make_train_function",
+        "test_function",
+        "train_function",
     ),
-    keras.optimizers.Optimizer: (
-        "_all_reduce_sum_gradients",
-        "_backend_update_step",
-        "_clip_gradients",
-        "_use_weight_decay",
-    ),
+    "optimizer": ("_all_reduce_sum_gradients", "_distribution_strategy"),
 }
 
 
@@ -80,26 +77,11 @@ class ExactModel(keras.Model):
             )
 
     def get_compile_config(self):
-        """Adds what Keras forgets: the accumulation, and which weights do not decay."""
+        """As Keras's, with the accumulation where there is one."""
         config = super().get_compile_config()
-        if config and self.optimizer is not None and self.optimizer.built:
-            config["no_weight_decay"] = [
-                v.path for v in self.trainable_variables if not self.optimizer._use_weight_decay(v)
-            ]
-        return config and config | {"accumulation_steps": self.accumulation_steps}
-
-    def compile_from_config(self, config):
-        """Compiles as saved."""
-        config = dict(config)
-        spared = set(config.pop("no_weight_decay", ()))
-        config = keras.saving.deserialize_keras_object(config)
-        self.compile(**config)
-        if self.optimizer is not None and self.built:
-            if spared:
-                self.optimizer.exclude_from_weight_decay(
-                    [v for v in self.trainable_variables if v.path in spared]
-                )
-            self.optimizer.build(self.trainable_variables)
+        if config and self.accumulation_steps > 1:
+            config["accumulation_steps"] = self.accumulation_steps
+        return config
 
     def fit(self, *args, **kwargs):
         """As `keras.Model.fit`; an epoch has exactly `steps_per_epoch` steps where given."""
@@ -200,16 +182,16 @@ class ExactModel(keras.Model):
     def make_train_function(self, force=False):
         """The loop that `fit` calls for each execution."""
         if self.train_function is None or force:
-            self.train_function = self._make_loop(self.train_step)
+            self.train_function = self._make_loop(self.train_step, training=True)
         return self.train_function
 
     def make_test_function(self, force=False):
         """The loop that `evaluate` calls for each execution."""
         if self.test_function is None or force:
-            self.test_function = self._make_loop(self.test_step)
+            self.test_function = self._make_loop(self.test_step, training=False)
         return self.test_function
 
-    def _make_loop(self, step):
+    def _make_loop(self, step, training):
         strategy, graph = self.distribute_strategy, not self.run_eagerly
         if graph and self.jit_compile:
             step = tf.function(step, jit_compile=True, reduce_retracing=True)
@@ -227,8 +209,11 @@ class ExactModel(keras.Model):
 
         def run_batches(iterator, steps):
             for _ in tf.range(steps):
-                run_step(next(iterator))
-                done.assign_add(1)
+                batch = next(iterator)
+                # Else what needs no batch, such as weight decay, runs once more when data ends.
+                with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
+                    run_step(batch)
+                    done.assign_add(1)
             return self.get_metrics_result()
 
         if graph:
@@ -241,7 +226,7 @@ class ExactModel(keras.Model):
             steps = self.steps_per_execution
             if steps == 1:
                 return run_batch(next(iterator))
-            if getattr(self, "_epoch_steps", None):
+            if training and getattr(self, "_epoch_steps", None):
                 steps = min(steps, self._epoch_steps - self._steps_done)
                 self._steps_done += steps
             before = int(done)

@@ -24,8 +24,29 @@ CLASSIFIERS = ("token", "gap")
 class VisionModel(Base):
     """A functional Keras model that trains and evaluates alike on any number of replicas.
 
-    On the TensorFlow backend that is `ExactModel`'s work; elsewhere it is a plain `keras.Model`.
+    On the TensorFlow backend that is `ExactModel`'s work; elsewhere it trains as Keras does. What
+    Keras forgets on reload, the weights that do not decay, is saved on every backend.
     """
+
+    def get_compile_config(self):
+        """Adds the paths of the weights that the optimizer does not decay."""
+        config = super().get_compile_config()
+        if config and self.optimizer is not None and self.optimizer.built:
+            decays = self.optimizer._use_weight_decay
+            config["no_weight_decay"] = [v.path for v in self.trainable_variables if not decays(v)]
+        return config
+
+    def compile_from_config(self, config):
+        """Compiles as saved."""
+        config = dict(config)
+        spared = set(config.pop("no_weight_decay", ()))
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None and self.built:
+            if spared:
+                self.optimizer.exclude_from_weight_decay(
+                    [v for v in self.trainable_variables if v.path in spared]
+                )
+            self.optimizer.build(self.trainable_variables)
 
 
 class Sizes(NamedTuple):

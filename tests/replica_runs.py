@@ -4,7 +4,7 @@ python tests/replica_runs.py REPLICAS [plain]
 
 51 examples at batch 16, so the last batch is short, uneven, and may leave a replica without any.
 The last line is JSON: for each feature the largest difference in losses, accuracies and weights,
-or the error's name. With `plain`, a plain keras.Model trains: with 2 replicas every feature then differs.
+or the error's name. With `plain`, a plain keras.Model trains: on 2 replicas all features differ.
 """
 
 import contextlib

@@ -8,13 +8,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what matters arrives as an
 
 from absl import app, flags, logging  # noqa: E402
 
-from vitkeras.errors import InputError  # noqa: E402
+from vitkeras.errors import InputError, Interrupted, RunError  # noqa: E402
+
+STOPPED = 75  # EX_TEMPFAIL: nothing is wrong, the same command goes on
 
 
 def run(main):
     """Runs `main(arguments) -> dict` under absl; the dict is the last line on standard output.
 
-    Exit codes: 0; 2 where the user's input is wrong, with one sentence on standard error.
+    Exit codes: 0; 2 where the user's input is wrong and 1 where a run cannot go on, each with one
+    sentence on standard error; 75 where a signal stopped a run, which is saved.
     """
     logging.set_verbosity(logging.ERROR)
 
@@ -30,12 +33,21 @@ def run(main):
             result = main(argv[1:])
         except InputError as error:
             _refuse(error)
+        except RunError as error:
+            _refuse(error, code=1)
+        except Interrupted as error:
+            _end(error, STOPPED)
         print(json.dumps(result), flush=True)
 
     app.run(checked, flags_parser=parse)
 
 
-def _refuse(error):
+def _refuse(error, code=2):
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    print(f"error: {' '.join(str(text).split())}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    _end(f"error: {' '.join(str(text).split())}", code)
+
+
+def _end(text, code):
+    print(text, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)  # not sys.exit: TensorFlow would wait at exit for a host that is lost

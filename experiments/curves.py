@@ -1,11 +1,13 @@
 """The picture of a run's metrics."""
 
-import os
+import io
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+
+from vitkeras.storage import write_file  # noqa: E402
 
 
 def draw(rows, path):
@@ -25,7 +27,7 @@ def draw(rows, path):
         axis.set_ylabel("loss (cross-entropy, nats)" if name == "loss" else name)
         axis.grid(alpha=0.3)
         axis.legend()
-    aside = path.with_name(f".{path.name}")
-    figure.savefig(aside, dpi=100, format="png")
+    content = io.BytesIO()
+    figure.savefig(content, dpi=100, format="png")
     plt.close(figure)
-    os.replace(aside, path)
+    write_file(path, content.getvalue())

@@ -3,7 +3,6 @@
 python -m experiments.train --config=experiments/configs/digits.py --workdir=runs/digits
 """
 
-import functools
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from vitkeras import data, training
 from vitkeras.errors import InputError
 from vitkeras.evaluation import make_evaluator
 from vitkeras.runs import RunDirectory
+from vitkeras.storage import write_file
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of experiments/configs.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run directory, new or to go on with.")
@@ -48,12 +48,12 @@ def shrink(config):
         config.dataset = "digits"
 
 
-def build_model(config, num_classes):
+def build_model(config, num_classes, tell):
     """Returns the model of a config, started from `init_from` where that is given."""
     model = vk.vit(**{field: config[field] for field in MODEL_FIELDS}, num_classes=num_classes)
     if config.init_from:
         report = vk.transfer_weights(load_model(config.init_from), model)
-        say(
+        tell(
             "started from "
             + config.init_from
             + ": "
@@ -85,8 +85,13 @@ def compile_model(model, config, total_steps):
         model.trainable_variables,
     )  # fmt: skip
     optimizer.build(model.trainable_variables)
-    loss = training.SmoothedCrossEntropy(config.label_smoothing)
-    model.compile(optimizer, loss, metrics=["accuracy"])
+    model.compile(
+        optimizer,
+        training.SmoothedCrossEntropy(config.label_smoothing),
+        metrics=["accuracy"],
+        accumulation_steps=config.accumulation_steps,
+        steps_per_execution=config.steps_per_execution,
+    )
 
 
 def main(_):
@@ -96,8 +101,11 @@ def main(_):
         shrink(config)
     keras.utils.set_random_seed(config.seed)
     strategy = training.make_strategy(config.strategy)
-    replicas = strategy.num_replicas_in_sync
-    per_replica = training.check_global_batch(config.batch_size, replicas)
+    replicas, chief = strategy.num_replicas_in_sync, training.is_chief(strategy)
+    tell = say if chief else (lambda text: None)
+    per_replica = training.check_global_batch(
+        config.batch_size, replicas, config.accumulation_steps
+    )
 
     source = data.open_source(config.dataset, config.data_dir, config.seed)
     data.check_augmentation(config.augmentation)
@@ -105,72 +113,54 @@ def main(_):
     steps = 2 if SMOKE.value else data.steps_per_epoch(source, config.batch_size)
     sizes = {split: source.num_examples(split) for split in ("train", "validation", "test")}
     with strategy.scope():
-        model = build_model(config, len(source.class_names))
+        model = build_model(config, len(source.class_names), tell)
         compile_model(model, config, config.epochs * steps)
         kept_model = keras.models.clone_model(model)
         evaluator = make_evaluator(kept_model)
-    run.create(config.to_dict(), source.class_names, preprocessing.to_json())
-    if source.bad_images:
-        lines = [f"{path}\t{reason}" for path, reason in source.bad_images]
-        (run.path / "bad_images.txt").write_text("\n".join(lines) + "\n")
-        say(f"{len(lines)} images cannot be decoded and are left out, see bad_images.txt:")
-        say("\n".join(lines[:5]))
-    say(
+    if chief:
+        run.create(
+            config.to_dict(), source.class_names, preprocessing.to_json(), source.fingerprint()
+        )
+    tell(
         f"{type(strategy).__name__}, {replicas} replicas of {per_replica} images; "
         f"{model.count_params():,} parameters; {len(source.class_names)} classes; "
         + ", ".join(f"{count:,} {split}" for split, count in sizes.items())
     )
 
-    first_epoch, best, rows = resume(model, run)
-    evaluation = functools.partial(
-        data.evaluation_batches, source, preprocessing=preprocessing, batch_size=config.batch_size
-    )
-    if first_epoch < config.epochs:
-        metrics = training.MetricsFile(run.path / "metrics.csv", rows, steps)
-        keeper = training.ModelKeeper(
-            run,
-            kept_model,
-            lambda: evaluator(evaluation("validation")),
-            config.evaluate_every,
-            best,
-        )
-        batches = data.training_batches(
+    def training_batches(first_epoch, first_step):
+        return data.training_batches(
             source, preprocessing, config.batch_size, config.epochs, config.seed,
-            config.augmentation, first_epoch,
+            config.augmentation, first_epoch, first_step,
         )  # fmt: skip
-        model.fit(
-            batches,
-            epochs=config.epochs,
-            initial_epoch=first_epoch,
-            steps_per_epoch=steps,
-            shuffle=False,  # the batches are shuffled already
-            verbose=0,
-            callbacks=[
-                keeper,
-                training.ProgressLine(config.epochs, steps, config.batch_size),
-                metrics,
-                training.StateKeeper(run.path / "state", keeper, metrics),
-                keras.callbacks.TensorBoard(run.path / "tensorboard", write_graph=False),
-            ],
-        )
-        rows = metrics.rows
-    curves.draw(rows, run.path / "curves.png")
 
-    kept_model.set_weights(run.load_model("best").get_weights())
-    result = evaluator(evaluation("test"))
-    say_next(run, config)
+    def evaluate(split):
+        return evaluator(data.evaluation_batches(source, split, preprocessing, config.batch_size))
+
+    with training.hold(run, strategy):
+        if chief:
+            name_bad_images(source, run)
+        rows = training.train(
+            run, model, kept_model, training_batches, lambda: evaluate("validation"),
+            epochs=config.epochs, steps_per_epoch=steps, batch_size=config.batch_size,
+            evaluate_every=config.evaluate_every, save_steps=config.save_steps,
+            save_minutes=config.save_minutes, say=tell,
+        )  # fmt: skip
+        if chief:
+            curves.draw(rows, run.path / "curves.png")
+        kept_model.set_weights(run.load_model("best").get_weights())
+        result = evaluate("test")
+    if chief:
+        say_next(run, config)
     return {"workdir": str(run.path), "split": "test", "epochs": config.epochs, **result}
 
 
-def resume(model, run):
-    """Goes back to the newest whole state; returns (epochs done, best so far, metrics rows)."""
-    state = training.latest_state(run.path / "state", warn=say)
-    if state is None:
-        return 0, None, []
-    arrays, extra = state
-    training.restore(model, arrays)
-    say(f"going on after epoch {extra['epoch']}")
-    return extra["epoch"], extra["best"], extra["rows"]
+def name_bad_images(source, run):
+    """Lists the files that were left out, in the run directory and, the first of them, here."""
+    if source.bad_images:
+        lines = [f"{path}\t{reason}" for path, reason in source.bad_images]
+        write_file(run.path / "bad_images.txt", "".join(f"{line}\n" for line in lines).encode())
+        say(f"{len(lines)} images cannot be decoded and are left out, see bad_images.txt:")
+        say("\n".join(lines[:5]))
 
 
 def say_next(run, config):

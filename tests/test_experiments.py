@@ -50,8 +50,9 @@ def test_training_leaves_a_whole_run_directory(run):
     assert result["examples"] == 3 and 0 <= result["accuracy"] <= 1
     names = {path.name for path in workdir.iterdir()}
     assert names == {
-        "config.json", "class_names.json", "preprocessing.json", "best.keras", "last.keras",
-        "state", "metrics.csv", "curves.png", "tensorboard", "bad_images.txt",
+        "config.json", "class_names.json", "preprocessing.json", "dataset.json", "best.keras",
+        "last.keras", "state", "metrics.csv", "curves.png", "tensorboard", "bad_images.txt",
+        ".lock",
     }  # fmt: skip
     rows = (workdir / "metrics.csv").read_text().splitlines()
     assert len(rows) == 3 and rows[0].startswith("epoch,step,learning_rate")
@@ -72,7 +73,7 @@ def test_evaluate_says_what_training_said(run):
 def test_the_same_command_again_trains_no_more(run, photos):
     before = (run[0] / "metrics.csv").read_bytes()
     result, process = train(photos, run[0])
-    assert result == run[1] and "going on after epoch 2" in process.stderr
+    assert result == run[1] and "going on after step 6 of 6" in process.stderr
     assert (run[0] / "metrics.csv").read_bytes() == before
 
 
@@ -85,7 +86,7 @@ def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(run, photos, tmp_path)
     first, second = sorted((cut / "state").iterdir())
     shutil.rmtree(second)
     result, process = train(photos, cut)
-    assert "going on after epoch 1" in process.stderr
+    assert "going on after step 3 of 6" in process.stderr
     assert (cut / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
     with np.load(cut / "state" / second.name / "arrays.npz") as ours:
         with np.load(whole / "state" / second.name / "arrays.npz") as theirs:

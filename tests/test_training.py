@@ -7,10 +7,10 @@ from conftest import TINY
 
 import vitkeras as vk
 from vitkeras import training
-from vitkeras.errors import InputError
+from vitkeras.errors import InputError, RunError
 from vitkeras.evaluation import make_evaluator
 from vitkeras.runs import RunDirectory
-from vitkeras.training import checkpoints
+from vitkeras.training import callbacks, checkpoints
 
 
 @pytest.mark.parametrize("decay", ["cosine", "linear"])
@@ -73,8 +73,10 @@ def test_strategies(monkeypatch):
     with pytest.raises(InputError, match="no TF_CONFIG"):
         training.make_strategy("multi_worker")
     assert training.check_global_batch(12, 4) == 3
-    with pytest.raises(InputError, match="batch_size=10, 4 replicas. Nearest: 8, 12"):
+    with pytest.raises(InputError, match="batch_size=10, 4 replicas, .* Nearest: 8, 12"):
         training.check_global_batch(10, 4)
+    with pytest.raises(InputError, match="accumulation_steps=3. Nearest: 12, 24"):
+        training.check_global_batch(16, 4, 3)
 
 
 def small_model(**options):
@@ -98,6 +100,7 @@ def test_a_restored_state_goes_on_bit_for_bit(tmp_path):
     assert any("seed_generator" in name for name in arrays)
     checkpoints.save_state(tmp_path, 3, arrays, {"epoch": 1})
     other = small_model(ema_momentum=0.9, clip_norm=1.0)
+    other.train_on_batch(IMAGES, LABELS)  # makes the metrics
     found, extra = checkpoints.latest_state(tmp_path)
     assert extra["step"] == 3 and extra["epoch"] == 1
     checkpoints.restore(other, found)
@@ -106,7 +109,7 @@ def test_a_restored_state_goes_on_bit_for_bit(tmp_path):
         trained.train_on_batch(IMAGES, LABELS)
     for name, array in checkpoints.arrays_of(model).items():
         np.testing.assert_array_equal(array, checkpoints.arrays_of(other)[name], err_msg=name)
-    with pytest.raises(ValueError, match="another model or optimizer"):
+    with pytest.raises(RunError, match="another model or optimizer"):
         checkpoints.restore(small_model(), found)
 
 
@@ -123,6 +126,8 @@ def test_a_damaged_state_is_named_and_the_one_before_taken(tmp_path):
     assert extra["step"] == 2 and arrays["x"][0] == 2
     assert len(said) == 1 and "step-000000003 is damaged" in said[0]
     (tmp_path / "step-000000002" / "state.json").unlink()
+    assert checkpoints.latest_state(tmp_path, said.append) is None  # without its marker, not whole
+    (tmp_path / "step-000000002" / "state.json").write_text("{")
     assert checkpoints.latest_state(tmp_path, said.append) is None
     assert "step-000000002 cannot be read" in said[-1]
 
@@ -131,9 +136,9 @@ def test_the_moving_average_is_kept_and_what_trains_is_not_touched(tmp_path):
     model = small_model(ema_momentum=0.5)
     kept = keras.models.clone_model(model)
     run = RunDirectory(tmp_path / "run")
-    run.create({"a": 1}, ["x", "y", "z"], {})
+    run.create({"a": 1}, ["x", "y", "z"], {}, {})
     seen = []
-    keeper = training.ModelKeeper(run, kept, lambda: {"accuracy": len(seen) % 2, "loss": 0.5})
+    keeper = callbacks.ModelKeeper(run, kept, lambda: {"accuracy": len(seen) % 2, "loss": 0.5})
     track = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda b, logs: seen.append(
             [v.numpy() for v in model.trainable_variables]
@@ -177,27 +182,35 @@ def test_run_directory_refuses_another_run(tmp_path):
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(InputError, match="has no config.json"):
         run.load_model()
-    run.create({"epochs": 3, "image_size": (8, 8)}, ["a", "b"], {"image_size": [8, 8]})
-    run.create({"epochs": 3, "image_size": (8, 8)}, ["a", "b"], {"image_size": [8, 8]})
+    config, rest = {"epochs": 3, "image_size": (8, 8)}, ({"image_size": [8, 8]}, {"train": 7})
+    run.create(config, ["a", "b"], *rest)
+    run.create(config, ["a", "b"], *rest)
+    run.create(config | {"save_steps": 5, "strategy": "mirrored"}, ["a", "b"], *rest)
     with pytest.raises(InputError, match="another config: epochs=3 there, 4 now"):
-        run.create({"epochs": 4, "image_size": (8, 8)}, ["a", "b"], {"image_size": [8, 8]})
+        run.create(config | {"epochs": 4}, ["a", "b"], *rest)
     with pytest.raises(InputError, match="another class_names"):
-        run.create({"epochs": 3, "image_size": (8, 8)}, ["a", "c"], {"image_size": [8, 8]})
+        run.create(config, ["a", "c"], *rest)
+    with pytest.raises(InputError, match="another dataset: train=7 there, 8 now"):
+        run.create(config, ["a", "b"], rest[0], {"train": 8})
     with pytest.raises(InputError, match="has not saved this model yet"):
         run.load_model("best")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="which holds other files"):
-        RunDirectory(tmp_path / "other").create({}, [], {})
+        RunDirectory(tmp_path / "other").create({}, [], {}, {})
     assert json.loads((tmp_path / "run" / "class_names.json").read_text()) == ["a", "b"]
+    (tmp_path / "run" / "config.json").unlink()  # as if `create` had been killed before its end
+    run.create(config, ["a", "c"], *rest)
+    assert run.class_names == ["a", "c"] and run.config["epochs"] == 3
 
 
 def test_progress_tells_rate_and_time_left():
     import io
 
     out = io.StringIO()
-    line = training.ProgressLine(epochs=2, steps_per_epoch=3, batch_size=4, file=out)
-    small_model().fit(IMAGES, LABELS, batch_size=4, epochs=2, verbose=0, callbacks=[line])
+    position = callbacks.Position(epochs=2, steps_per_epoch=3)
+    line = callbacks.ProgressLine(position, batch_size=4, file=out)
+    small_model().fit(IMAGES, LABELS, batch_size=4, epochs=2, verbose=0, callbacks=[position, line])
     first, second = out.getvalue().splitlines()
     assert first.startswith("epoch 1/2 step 3/3 ") and "images/s" in first and "left" in first
     assert "loss" in second and second.endswith("0:00:00 left")

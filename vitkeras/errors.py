@@ -1,10 +1,18 @@
-"""What is raised when something that the user gave is wrong."""
+"""What is raised when the user's input is wrong, and when a run stops before its end."""
 
 import difflib
 
 
 class InputError(ValueError):
     """Something the user gave is wrong; the message is one sentence that says what to do."""
+
+
+class RunError(RuntimeError):
+    """A run cannot go on; the message is one sentence that says what happened and what is kept."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and its state is saved."""
 
 
 def nearest(word, choices):

@@ -83,13 +83,18 @@ class ExactModel(keras.Model):
             config["accumulation_steps"] = self.accumulation_steps
         return config
 
-    def fit(self, *args, **kwargs):
-        """As `keras.Model.fit`; an epoch has exactly `steps_per_epoch` steps where given."""
-        self._epoch_steps = kwargs.get("steps_per_epoch")
+    def fit(self, *args, first_step=0, **kwargs):
+        """As `keras.Model.fit`; an epoch has exactly `steps_per_epoch` steps where given.
+
+        Args:
+            first_step: Steps of the first epoch that were done before, by another process. The
+                data begins after them; callbacks are called for them too, nothing is run.
+        """
+        self._epoch_steps, self._skipped = kwargs.get("steps_per_epoch"), first_step
         try:
             return super().fit(*args, **kwargs)
         finally:
-            self._epoch_steps = None
+            self._epoch_steps, self._skipped = None, 0
 
     def reset_metrics(self):
         """As Keras does at the beginning of each epoch, which is how the steps are counted."""
@@ -224,6 +229,10 @@ class ExactModel(keras.Model):
             if not isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
                 return run_batch(next(iterator))  # train_on_batch, test_on_batch
             steps = self.steps_per_execution
+            if training and getattr(self, "_skipped", 0) > 0:
+                self._skipped -= steps
+                self._steps_done += steps
+                return self.get_metrics_result()
             if steps == 1:
                 return run_batch(next(iterator))
             if training and getattr(self, "_epoch_steps", None):

@@ -3,6 +3,7 @@
 config.json         every field of the run's config, and the version that trained it
 class_names.json    names in the order of the logits
 preprocessing.json  what happens to an image before the model sees it
+dataset.json        what tells the data set from another: sizes of the splits, version or hash
 best.keras          the model of the best epoch on the validation split
 last.keras          the model after the last epoch
 state/              what it takes to go on with training: one folder per saved step
@@ -10,68 +11,64 @@ metrics.csv, curves.png, tensorboard/
 """
 
 import json
-import os
-from pathlib import Path
 
 import keras
+from etils import epath
 
-import vitkeras.layers  # noqa: F401 (registers the layers that a saved model holds)
+import vitkeras.models  # noqa: F401 (registers the classes that a saved model holds)
 from vitkeras.errors import InputError
+from vitkeras.storage import new_file, write_file
 
 FILES = {
     "config": "config.json",
     "class_names": "class_names.json",
     "preprocessing": "preprocessing.json",
+    "dataset": "dataset.json",
 }
-
-
-def write_file(path, content: bytes):
-    """Writes a file so that it is there whole or not at all, whatever is killed when."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+#: Fields of a config that a run may go on with another value of: they change no result.
+FREE = ("data_dir", "save_minutes", "save_steps", "strategy")
 
 
 class RunDirectory:
     """One run on disk.
 
     Args:
-        path: The directory; it need not exist before `create`.
+        path: The directory, on a disk or in an object store (gs://...); it need not exist before
+            `create`.
     """
 
     def __init__(self, path):
-        self.path = Path(path)
+        self.path = epath.Path(path)
 
     def exists(self):
         """Whether a run was begun here."""
         return (self.path / FILES["config"]).exists()
 
-    def create(self, config: dict, class_names: list, preprocessing: dict):
-        """Begins a run, or goes on with one that has the same config.
+    def create(self, config: dict, class_names: list, preprocessing: dict, dataset: dict):
+        """Begins a run, or goes on with one that has the same config and data set.
 
         Raises:
-            InputError: If the directory holds a run with another config, or other files.
+            InputError: If the directory holds a run with another of these, or other files.
         """
         contents = {
             "class_names": list(class_names),
             "preprocessing": preprocessing,
+            "dataset": dataset,
             "config": config,  # last: `exists` looks for it
         }
         if self.exists():
-            for name, new in contents.items():
-                old = self._read(name)
-                if old != json.loads(json.dumps(new)):
+            for name, new in reversed(contents.items()):
+                old, new = self._read(name), json.loads(json.dumps(new))
+                if name == "config":
+                    old, new = ({k: v for k, v in c.items() if k not in FREE} for c in (old, new))
+                if old != new:
                     raise InputError(
                         f"A run directory holds one run. Received: {self.path}, which holds a run "
                         f"with another {name}: {_difference(old, new)}. Choose another directory, "
                         "or give the same values."
                     )
             return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or self._strangers()):
             raise InputError(
                 "A new run needs a directory that is empty or does not exist. "
                 f"Received: {self.path}, which holds other files."
@@ -80,6 +77,11 @@ class RunDirectory:
         for name, content in contents.items():
             text = json.dumps(content, indent=1, sort_keys=name == "config") + "\n"
             write_file(self.path / FILES[name], text.encode())
+
+    def _strangers(self):
+        """Whether there is more than what an earlier `create` may have left when it was killed."""
+        names = (path.name for path in self.path.iterdir())
+        return any(name not in FILES.values() and not name.startswith(".") for name in names)
 
     def _read(self, name):
         path = self.path / FILES[name]
@@ -107,11 +109,8 @@ class RunDirectory:
 
     def save_model(self, model, which):
         """Writes `best.keras` or `last.keras`, whole or not at all."""
-        aside = self.path / f".{which}.{os.getpid()}.keras"
-        model.save(aside)
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, self.path / f"{which}.keras")
+        with new_file(self.path / f"{which}.keras") as path:
+            model.save(path)
 
     def load_model(self, which="best"):
         """Returns the model, without an optimizer.
@@ -125,7 +124,7 @@ class RunDirectory:
             raise InputError(
                 f"The run has not saved this model yet. Received: {path}. Train at least one epoch."
             )
-        return keras.saving.load_model(path, compile=False)
+        return keras.saving.load_model(str(path), compile=False)
 
 
 def _difference(old, new):

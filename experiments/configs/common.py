@@ -13,7 +13,7 @@ def get_config():
 
     # Seed of initialisation, order of the data and augmentation.
     config.seed = 0
-    # auto, one_device, mirrored, multi_worker or tpu.
+    # auto, one_device, mirrored, multi_worker, tpu or tpu:NAME.
     config.strategy = "auto"
 
     # "digits", a name of TensorFlow Datasets, or "folder:PATH".
@@ -50,9 +50,16 @@ def get_config():
 
     # Images per step, over all replicas.
     config.batch_size = 512
+    # Pieces that each replica cuts its batch into, one after the other: less memory, same numbers.
+    config.accumulation_steps = 1
+    # Steps between two returns to Python; a TPU wants 50 or more.
+    config.steps_per_execution = 1
     config.epochs = 100
-    # Epochs between two evaluations with their saves.
+    # Epochs between two evaluations; each is followed by a save.
     config.evaluate_every = 1
+    # Steps and minutes between saves of the state in between; none when not given.
+    config.save_steps = placeholder(int)
+    config.save_minutes = 10.0
     # adamw or sgd (momentum 0.9).
     config.optimizer = "adamw"
     config.learning_rate = 1e-3

@@ -22,10 +22,10 @@ def get_config():
     config.num_layers = 4
     config.image_size = (16, 16)
     config.classifier = "gap"
-    config.dropout_rate = 0.1
+    config.stochastic_depth_rate = 0.1
     config.label_smoothing = 0.1
     config.batch_size = 64
-    config.epochs = 180
+    config.epochs = 130
     config.evaluate_every = 10
     config.learning_rate = 2e-3
     config.warmup_steps = 100

@@ -21,18 +21,35 @@ def steps_per_epoch(source, batch_size):
 
 
 def training_batches(
-    source, preprocessing, batch_size, epochs, seed=0, augmentation="none", first_epoch=0
+    source,
+    preprocessing,
+    batch_size,
+    epochs,
+    seed=0,
+    augmentation="none",
+    first_epoch=0,
+    first_step=0,
 ):
     """Returns batches of epochs `first_epoch` to `epochs` - 1, one after the other.
 
     Order and augmentation are a function of (seed, epoch, place in the epoch) alone, so a run that
-    starts later sees what it would have seen.
+    starts later sees what it would have seen. Under several hosts each takes its part of every
+    batch.
 
+    Args:
+        source: What `open_source` returns.
+        preprocessing: The run's `Preprocessing`.
+        batch_size: Global batch, in images.
+        epochs: Epochs of the whole run.
+        seed: Chooses order and augmentation.
+        augmentation: One of `AUGMENTATIONS`.
+        first_epoch: The epoch to begin with.
+        first_step: Batches of the first epoch that are left out.
     Returns:
         A tf.data.Dataset of images float32 `(b, h, w, 3)` and labels int32 `(b,)`; each epoch
         has `steps_per_epoch` whole batches, and leaves out what is over.
     """
-    images = steps_per_epoch(source, batch_size) * batch_size
+    steps = steps_per_epoch(source, batch_size)
 
     def example(epoch, index, encoded):
         pair = tf.random.experimental.stateless_fold_in(
@@ -42,20 +59,18 @@ def training_batches(
         return image, tf.cast(encoded["label"], tf.int32)
 
     def of_epoch(epoch):
-        order = source.examples("train", shuffle_seed=seed * 1_000_003 + epoch)
-        numbered = order.take(images).enumerate()
+        first = batch_size * tf.where(epoch == first_epoch, tf.cast(first_step, tf.int64), 0)
+        order = source.examples("train", seed * 1_000_003 + epoch, first)
+        numbered = order.take(steps * batch_size - first).enumerate(first)
         return numbered.map(lambda index, encoded: (epoch, index, encoded))
 
-    batches = (
+    return _by_batch(
         tf.data.Dataset.range(first_epoch, epochs)
         .flat_map(of_epoch)
         .map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .batch(batch_size, drop_remainder=True)
         .prefetch(tf.data.AUTOTUNE)
     )
-    # By its number of batches, fit can tell the end from data that ran out.
-    count = (epochs - first_epoch) * (images // batch_size)
-    return batches.apply(tf.data.experimental.assert_cardinality(count))
 
 
 def evaluation_batches(source, split, preprocessing, batch_size):
@@ -79,8 +94,15 @@ def evaluation_batches(source, split, preprocessing, batch_size):
     real = source.examples(split).map(
         example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
     )
-    return (
+    return _by_batch(
         real.concatenate(tf.data.Dataset.range(padding).map(filler))
         .batch(batch_size, drop_remainder=True)
         .prefetch(tf.data.AUTOTUNE)
     )
+
+
+def _by_batch(batches):
+    """Has hosts divide each batch. TensorFlow's default divides files: then batches are others."""
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return batches.with_options(options)

@@ -1,11 +1,12 @@
 """Where examples come from: TensorFlow Datasets, the embedded digits, or a folder of images.
 
-Every source has `class_names`, `num_examples(split)` and `examples(split, shuffle_seed)`. Splits
-are always called train, validation and test, and the examples are
-`{"image_bytes": string, "label": int64}`.
+Every source has `class_names`, `num_examples(split)` and `examples(split, shuffle_seed, first)`.
+Splits are always called train, validation and test, and the examples are
+`{"image_bytes": string, "label": int64}`. `fingerprint()` tells one data set from another.
 """
 
 import contextlib
+import hashlib
 import sys
 from pathlib import Path
 
@@ -107,7 +108,12 @@ class TFDSSource:
         """Number of examples of a split."""
         return self.builder.info.splits[self.splits[split]].num_examples
 
-    def examples(self, split, shuffle_seed=None):
+    def fingerprint(self):
+        """Returns a dict of strings and numbers: name, version, split sizes."""
+        sizes = {split: self.num_examples(split) for split in SPLITS}
+        return {"name": self.builder.info.full_name, **sizes}
+
+    def examples(self, split, shuffle_seed=None, first=0):
         """Returns the examples, shuffled in blocks of 10,000 if a seed is given.
 
         (TensorFlow Datasets already shuffled them once, over the whole split, when it wrote them.)
@@ -115,6 +121,7 @@ class TFDSSource:
         Args:
             split: train, validation or test.
             shuffle_seed: Integer or scalar int64 tensor; the same seed, the same order.
+            first: Examples to leave out in front, in that order.
         """
         data = self.builder.as_dataset(
             split=self.splits[split],
@@ -127,7 +134,7 @@ class TFDSSource:
         if shuffle_seed is not None:
             # Not Dataset.shuffle: its order depends on TensorFlow's global seed too.
             data = data.batch(SHUFFLE_BLOCK).flat_map(lambda block: _shuffled(block, shuffle_seed))
-        return data
+        return data.skip(first)
 
 
 class FolderSource:
@@ -219,12 +226,24 @@ class FolderSource:
         self.check(split)
         return len(self._checked[split][1])
 
-    def examples(self, split, shuffle_seed=None):
+    def fingerprint(self):
+        """Returns a dict of strings and numbers: a hash of names and labels, split sizes."""
+        sizes = {split: self.num_examples(split) for split in SPLITS}
+        digest = hashlib.sha256()
+        for split in SPLITS:
+            _, files, labels = self._checked[split]
+            for file, label in zip(files.numpy(), labels.numpy(), strict=True):
+                name = Path(file.decode()).relative_to(self.path).as_posix()
+                digest.update(f"{split}\0{name}\0{label}\n".encode())
+        return {"files_sha256": digest.hexdigest(), **sizes}
+
+    def examples(self, split, shuffle_seed=None, first=0):
         """Returns the examples, in a random order if a seed is given.
 
         Args:
             split: train, validation or test.
             shuffle_seed: Integer or scalar int64 tensor; the same seed, the same order.
+            first: Examples to leave out in front, in that order; they are not read.
         """
         self.check(split)
         _, files, labels = self._checked[split]
@@ -233,7 +252,7 @@ class FolderSource:
             data = tf.data.Dataset.from_tensor_slices(listed)
         else:
             data = _shuffled(listed, shuffle_seed)
-        return data.map(
+        return data.skip(first).map(
             lambda x: {"image_bytes": tf.io.read_file(x["file"]), "label": x["label"]},
             num_parallel_calls=tf.data.AUTOTUNE,
         )

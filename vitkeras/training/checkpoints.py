@@ -1,19 +1,23 @@
-"""The state of a training run on disk: written aside, hashed, renamed, two kept.
+"""The state of a training run on disk: whole, hashed, the newest two kept.
 
-state/step-000001240/arrays.npz      every variable of the model and the optimizer
+state/step-000001240/arrays.npz      every variable of the model, the optimizer and the metrics
 state/step-000001240/state.json      the step, whatever else was given, and a SHA-256
 """
 
 import hashlib
+import io
 import json
-import os
 import re
-import shutil
-from pathlib import Path
+import threading
 
 import numpy as np
+from etils import epath
+
+from vitkeras import storage
+from vitkeras.errors import RunError
 
 KEPT = 2
+MARKER = "state.json"
 
 
 def save_state(folder, step, arrays, extra):
@@ -21,38 +25,59 @@ def save_state(folder, step, arrays, extra):
 
     Args:
         folder: Holds one folder per saved step.
-        step: Number of updates applied.
+        step: Number of batches trained on.
         arrays: Dict from name to NumPy array.
         extra: JSON-able dict.
     """
-    folder = Path(folder)
+    folder = epath.Path(folder)
     final = folder / f"step-{step:09d}"
-    if final.exists():
+    if storage.is_whole(final, MARKER):
         return
-    aside = folder / f".step-{step:09d}.{os.getpid()}"
-    aside.mkdir(parents=True)
-    with open(aside / "arrays.npz", "wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    digest = hashlib.sha256((aside / "arrays.npz").read_bytes()).hexdigest()
-    with open(aside / "state.json", "w") as file:
-        json.dump({"step": step, "sha256": digest, **extra}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(final)
-    for old in sorted(folder.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old)
+    digest = hashlib.sha256()
+
+    def write_arrays(file):
+        np.savez(_Hashed(file, digest), **arrays)
+
+    def write_marker(file):
+        record = {"step": step, "sha256": digest.hexdigest(), **extra}
+        file.write(json.dumps(record).encode())
+
+    storage.write_folder(final, {"arrays.npz": write_arrays, MARKER: write_marker})
+    for old in _states(folder)[KEPT:]:
+        storage.remove_folder(old, MARKER)
+
+
+class _Hashed(io.RawIOBase):
+    """A file to write to, once through, that hashes what it writes."""
+
+    def __init__(self, file, digest):
+        super().__init__()
+        self.file, self.digest = file, digest
+
+    def write(self, content):
+        self.digest.update(content)
+        self.file.write(content)
+        return len(content)
+
+
+def _states(folder):
+    """Returns the folders of whole states, the newest first."""
+    folder = epath.Path(folder)
+    if not folder.exists():
+        return []
+    found = [path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name)]
+    whole = [path for path in found if storage.is_whole(path, MARKER)]
+    return sorted(whole, key=lambda path: path.name, reverse=True)
 
 
 def latest_state(folder, warn=print):
-    """Returns `(arrays, extra)` of the newest whole state, or None.
+    """Returns `(arrays, extra)` of the newest undamaged state, or None.
 
     A damaged state is named through `warn`, and the one before it is taken.
     """
-    for path in sorted(Path(folder).glob("step-*"), reverse=True):
+    for path in _states(folder):
         try:
-            extra = json.loads((path / "state.json").read_text())
+            extra = json.loads((path / MARKER).read_text())
             content = (path / "arrays.npz").read_bytes()
         except (OSError, ValueError) as error:
             warn(f"{path} cannot be read ({error}); trying the one before.")
@@ -60,17 +85,66 @@ def latest_state(folder, warn=print):
         if hashlib.sha256(content).hexdigest() != extra.get("sha256"):
             warn(f"{path} is damaged (its SHA-256 differs); trying the one before.")
             continue
-        with np.load(path / "arrays.npz", allow_pickle=False) as file:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             return dict(file), extra
     return None
+
+
+class StateWriter:
+    """Writes states behind the training loop's back, one at a time, in order.
+
+    Args:
+        folder: For `save_state`.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self._thread = self._error = None
+
+    def save(self, step, arrays, extra):
+        """Begins to write, after the state before it; the arrays must not change meanwhile.
+
+        Raises:
+            RunError: If the state before could not be written.
+        """
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(step, arrays, extra))
+        self._thread.start()
+
+    def _write(self, step, arrays, extra):
+        try:
+            save_state(self.folder, step, arrays, extra)
+        except Exception as error:  # it is raised in the training loop, by `wait`
+            self._error = (step, error)
+
+    def wait(self):
+        """Returns when everything is on disk.
+
+        Raises:
+            RunError: If it could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            (step, error), self._error = self._error, None
+            raise RunError(
+                f"The state of step {step} could not be saved in {self.folder} ({error}); the "
+                "states before it are whole, and the same command goes on from there."
+            ) from error
 
 
 def variables_of(model):
     """Returns every variable that training changes, by a name that is the same in every process.
 
-    Seed generators are among them: a resumed run draws the masks that it would have drawn.
+    Seed generators are among them: a resumed run draws the masks that it would have drawn. So are
+    the metrics, for a run that stops inside an epoch.
     """
-    groups = {"model": model.variables, "optimizer": model.optimizer.variables}
+    groups = {
+        "model": model.variables,
+        "optimizer": model.optimizer.variables,
+        "metrics": model.metrics_variables,
+    }
     return {
         # Keras numbers seed generators through the whole process.
         f"{group}/{i:04d}/{re.sub(r'seed_generator_[0-9]+', 'seed_generator', v.path)}": v
@@ -80,9 +154,9 @@ def variables_of(model):
 
 
 def arrays_of(model):
-    """Returns the values of `variables_of(model)` as NumPy arrays (bfloat16 as float32)."""
+    """Returns copies of the values of `variables_of(model)` (bfloat16 as float32)."""
     return {
-        name: np.asarray(v, dtype="float32" if v.dtype == "bfloat16" else None)
+        name: np.array(v, dtype="float32" if v.dtype == "bfloat16" else None)
         for name, v in variables_of(model).items()
     }
 
@@ -91,13 +165,13 @@ def restore(model, arrays):
     """Assigns what `arrays_of` returned.
 
     Raises:
-        ValueError: If the names or shapes differ; nothing is assigned then.
+        RunError: If the names or shapes differ; nothing is assigned then.
     """
     variables = variables_of(model)
     shapes = {name: tuple(v.shape) for name, v in variables.items()}
     saved = {name: array.shape for name, array in arrays.items()}
     if shapes != saved:
         differing = sorted(set(shapes.items()) ^ set(saved.items()))[:4]
-        raise ValueError(f"The saved state is that of another model or optimizer: {differing}.")
+        raise RunError(f"The saved state is that of another model or optimizer: {differing}.")
     for name, variable in variables.items():
         variable.assign(arrays[name])

@@ -67,17 +67,46 @@ def _tpu():
     return tf.distribute.TPUStrategy(resolver)
 
 
-def check_global_batch(batch_size, replicas):
+def is_multi_worker(strategy):
+    """Whether several hosts, each with a process of its own, train together."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def is_chief(strategy):
+    """Whether this host is the one that writes files and prints."""
+    if not is_multi_worker(strategy):
+        return True
+    resolver = strategy.cluster_resolver
+    chief_is_worker_0 = "chief" not in resolver.cluster_spec().jobs
+    return resolver.task_type == "chief" or (chief_is_worker_0 and resolver.task_id == 0)
+
+
+def mean_over_hosts(strategy, values):
+    """Returns the means over all replicas of a short list of numbers that each host gives.
+
+    Every host must call this, at the same place in its program.
+    """
+    if not is_multi_worker(strategy):
+        return list(values)
+    own = tf.constant(values, tf.float64)
+    parts = strategy.experimental_distribute_values_from_function(lambda _: own)
+    return strategy.reduce(tf.distribute.ReduceOp.MEAN, parts, axis=None).numpy().tolist()
+
+
+def check_global_batch(batch_size, replicas, accumulation_steps=1):
     """Returns the batch of each replica.
 
     Raises:
-        InputError: If `batch_size` is not a positive multiple of `replicas`.
+        InputError: If `batch_size` is not a positive multiple of replicas times pieces.
     """
-    if batch_size < 1 or batch_size % replicas:
-        down = max(batch_size // replicas, 1) * replicas
-        up = max(-(-batch_size // replicas), 1) * replicas
+    unit = replicas * accumulation_steps
+    if batch_size < 1 or unit < 1 or batch_size % unit:
+        down = max(batch_size // max(unit, 1), 1) * unit
+        up = max(-(-batch_size // max(unit, 1)), 1) * unit
         raise InputError(
-            "`batch_size` is the global batch and must be divisible by the number of replicas. "
-            f"Received: batch_size={batch_size}, {replicas} replicas. Nearest: {down}, {up}."
+            "`batch_size` is the global batch and must be divisible by the number of replicas "
+            "times `accumulation_steps`. "
+            f"Received: batch_size={batch_size}, {replicas} replicas, "
+            f"accumulation_steps={accumulation_steps}. Nearest: {down}, {up}."
         )
     return batch_size // replicas

@@ -1,0 +1,136 @@
+"""Files and folders that are there whole or not at all, whatever is killed when.
+
+On this machine's disks: written aside, fsynced, renamed. On gs:// and its like there is no atomic
+rename of a folder, but a file appears at once when it is closed; there the last file of a folder,
+its marker, says that the folder is whole.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from etils import epath
+
+from vitkeras.errors import InputError
+
+
+def is_remote(path):
+    """Whether a path lies in an object store, such as gs://."""
+    return "://" in str(path)
+
+
+def write_file(path, content: bytes):
+    """Writes a file, whole or not at all."""
+    path = epath.Path(path)
+    if is_remote(path):
+        path.write_bytes(content)
+        return
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(aside, "wb") as file:
+        file.write(content)
+        _to_disk(file)
+    os.replace(aside, path)
+    _folder_to_disk(path.parent)
+
+
+@contextlib.contextmanager
+def new_file(path):
+    """Gives a path on this machine to write a file to, then moves it to `path`, whole."""
+    path = epath.Path(path)
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+            path.write_bytes((Path(folder) / path.name).read_bytes())
+        return
+    folder = Path(path.with_name(f".{path.name}.{os.getpid()}"))
+    folder.mkdir(exist_ok=True)
+    yield folder / path.name
+    with open(folder / path.name, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(folder / path.name, path)
+    _folder_to_disk(path.parent)
+    folder.rmdir()
+
+
+def write_folder(path, files: dict):
+    """Writes a folder, whole or not at all.
+
+    Args:
+        path: The folder, which is not there yet.
+        files: From file name to a function that writes into an open binary file (without seeking).
+            They are written in this order; the last one is the marker that `is_whole` looks for.
+    """
+    path = epath.Path(path)
+    place = path if is_remote(path) else path.with_name(f".{path.name}.{os.getpid()}")
+    place.mkdir(parents=True, exist_ok=True)
+    for name, write in files.items():
+        with (place / name).open("wb") as file:
+            write(file)
+            if not is_remote(path):
+                _to_disk(file)
+    if not is_remote(path):
+        _folder_to_disk(place)
+        os.rename(place, path)
+        _folder_to_disk(path.parent)
+
+
+def is_whole(path, marker):
+    """Whether a folder that `write_folder` wrote is all there."""
+    return not path.name.startswith(".") and (path / marker).exists()
+
+
+def remove_folder(path, marker):
+    """Removes a folder of `write_folder`, its marker first."""
+    path = epath.Path(path)
+    with contextlib.suppress(FileNotFoundError):
+        (path / marker).unlink()
+    path.rmtree()
+
+
+def remove_leftovers(folder):
+    """Removes what a killed process left half-written. Only for who just got the folder's lock."""
+    folder = epath.Path(folder)
+    if is_remote(folder) or not folder.exists():
+        return
+    for path in Path(folder).glob(".*.*"):
+        if path.suffix[1:].isdecimal():  # the writer's process id
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextlib.contextmanager
+def lock(folder):
+    """Holds a folder for this process; the lock ends with the process, however that ends.
+
+    An object store has no such locks: there this does nothing.
+
+    Raises:
+        InputError: If another process holds it.
+    """
+    if is_remote(folder):
+        yield
+        return
+    with open(Path(folder) / ".lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                "A run directory holds one run at a time. Received: "
+                f"{folder}, where another process is training. Wait for it, or choose another."
+            ) from error
+        yield
+
+
+def _to_disk(file):
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _folder_to_disk(folder):
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

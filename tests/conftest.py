@@ -1,4 +1,7 @@
+import concurrent.futures
+import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +63,41 @@ def python(*arguments, timeout=300, **environment):
         [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
         timeout=timeout, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
     )  # fmt: skip
+
+
+def start_hosts(count, *arguments, **environment):
+    """Starts a Python process for each of several hosts on 127.0.0.1, with their TF_CONFIG."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    workers = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    processes = []
+    for index in range(count):
+        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        variables = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_CONFIG": json.dumps(task), **environment}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, *(str(a).replace("{host}", str(index)) for a in arguments)],
+                cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env={**os.environ, **variables},
+            )
+        )  # fmt: skip
+    return processes
+
+
+def finish_hosts(processes, timeout):
+    """Returns (exit code, standard output, standard error) of each; leaves no process behind."""
+    try:
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            waits = [threads.submit(p.communicate, timeout=timeout) for p in processes]
+            outputs = [wait.result() for wait in waits]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return [(p.returncode, *out) for p, out in zip(processes, outputs, strict=True)]
 
 
 def check_layer(make, input_shape, tmp_path):

@@ -70,6 +70,21 @@ def test_strategies(monkeypatch):
     assert type(training.make_strategy("mirrored")).__name__ == "MirroredStrategy"
     with pytest.raises(InputError, match="strategy='miror'. Did you mean \"mirrored\""):
         training.make_strategy("miror")
+    with pytest.raises(InputError, match="strategy='mirrored:2'"):
+        training.make_strategy("mirrored:2")
+
+    def no_tpu(tpu):
+        raise ValueError(f"nothing at {tpu}")
+
+    monkeypatch.setattr("tensorflow.distribute.cluster_resolver.TPUClusterResolver", no_tpu)
+    with pytest.raises(InputError, match="the name 'local', and no such TPU"):
+        training.make_strategy("tpu")
+    monkeypatch.setenv("TPU_NAME", "mine")
+    with pytest.raises(InputError, match="the name 'mine', and no such TPU"):
+        training.make_strategy("auto")
+    with pytest.raises(InputError, match="the name 'other', and no such TPU"):
+        training.make_strategy("tpu:other")
+    monkeypatch.delenv("TPU_NAME")
     with pytest.raises(InputError, match="no TF_CONFIG"):
         training.make_strategy("multi_worker")
     assert training.check_global_batch(12, 4) == 3

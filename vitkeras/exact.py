@@ -50,7 +50,8 @@ class ExactModel(keras.Model):
                 gradients are averaged for one update: the memory of a piece, the numbers of the
                 whole batch. Schedule, weight decay and EMA count updates.
         Raises:
-            InputError: If the optimizer accumulates by itself, or loss scaling meets replicas.
+            InputError: If the optimizer accumulates by itself, loss scaling meets replicas, or the
+                model was made outside the strategy's scope.
         """
         if not isinstance(accumulation_steps, int) or accumulation_steps < 1:
             raise InputError(
@@ -59,6 +60,8 @@ class ExactModel(keras.Model):
             )
         strategy = self.distribute_strategy
         distributed = strategy.num_replicas_in_sync > 1 or _is_tpu(strategy)
+        if distributed:
+            self._check_scope(strategy)
         if distributed and kwargs.get("jit_compile", "auto") == "auto":
             kwargs["jit_compile"] = False
         super().compile(*args, **kwargs)
@@ -76,6 +79,18 @@ class ExactModel(keras.Model):
                 f"Received: {strategy.num_replicas_in_sync} replicas. Use mixed_bfloat16."
             )
 
+    def _check_scope(self, strategy):
+        outside = [
+            v.path for v in self.weights if not strategy.extended.variable_created_in_scope(v.value)
+        ]
+        if outside:
+            raise InputError(
+                "A model must be made in the scope of the strategy that it trains under: "
+                "`with strategy.scope(): model = ...; model.compile(...)`. Received: "
+                f"{type(strategy).__name__} and {len(outside)} weights made outside, "
+                f"such as {outside[0]}."
+            )
+
     def get_compile_config(self):
         """As Keras's, with the accumulation where there is one."""
         config = super().get_compile_config()
@@ -83,16 +98,21 @@ class ExactModel(keras.Model):
             config["accumulation_steps"] = self.accumulation_steps
         return config
 
-    def fit(self, *args, first_step=0, **kwargs):
+    def fit(self, x=None, *args, first_step=0, **kwargs):
         """As `keras.Model.fit`; an epoch has exactly `steps_per_epoch` steps where given.
 
         Args:
+            x: As in Keras.
             first_step: Steps of the first epoch that were done before, by another process. The
                 data begins after them; callbacks are called for them too, nothing is run.
         """
+        if first_step and isinstance(x, tf.data.Dataset) and int(x.cardinality()) >= 0:
+            # Keras would take the steps that are not run from its length.
+            whole = x
+            x = tf.data.Dataset.range(1).flat_map(lambda _: whole).with_options(whole.options())
         self._epoch_steps, self._skipped = kwargs.get("steps_per_epoch"), first_step
         try:
-            return super().fit(*args, **kwargs)
+            return super().fit(x, *args, **kwargs)
         finally:
             self._epoch_steps, self._skipped = None, 0
 
@@ -230,10 +250,13 @@ class ExactModel(keras.Model):
                 return run_batch(next(iterator))  # train_on_batch, test_on_batch
             steps = self.steps_per_execution
             if training and getattr(self, "_skipped", 0) > 0:
-                self._skipped -= steps
-                self._steps_done += steps
-                return self.get_metrics_result()
-            if steps == 1:
+                skipped = min(steps, self._skipped)
+                self._skipped -= skipped
+                self._steps_done += skipped
+                steps -= skipped
+                if steps == 0:
+                    return self.get_metrics_result()
+            if self.steps_per_execution == 1:
                 return run_batch(next(iterator))
             if training and getattr(self, "_epoch_steps", None):
                 steps = min(steps, self._epoch_steps - self._steps_done)
@@ -256,6 +279,8 @@ class ExactModel(keras.Model):
             return super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
         strategy = self.distribute_strategy
         if iterator is not None:
+            if _is_tpu(strategy):
+                check_tpu_batches(iterator.data_adapter.get_tf_dataset().element_spec)
             for _, _, batches in iterator:
                 data_batch = tf.nest.map_structure(
                     lambda value: strategy.experimental_local_results(value)[0], next(batches)
@@ -267,6 +292,24 @@ class ExactModel(keras.Model):
 
 def _is_tpu(strategy):
     return isinstance(strategy, tf.distribute.TPUStrategy)
+
+
+def check_tpu_batches(element_spec):
+    """Checks that a TPU can take such batches.
+
+    Args:
+        element_spec: Of a tf.data.Dataset.
+    Raises:
+        InputError: If a shape is not fully known, or something is a string.
+    """
+    for spec in tf.nest.flatten(element_spec):
+        if not spec.shape.is_fully_defined() or spec.dtype == tf.string:
+            raise InputError(
+                "A TPU takes batches of numbers whose shape is fully known: "
+                "`.batch(n, drop_remainder=True)`, the last batch of an evaluation filled up with "
+                "examples of weight 0, and no strings. "
+                f"Received: shape {spec.shape}, {spec.dtype.name}."
+            )
 
 
 def _examples(x):

@@ -14,15 +14,18 @@ def make_strategy(name="auto"):
 
     Args:
         name: "one_device" (the first GPU, else the CPU); "mirrored" (all GPUs of this machine, else
-            all logical CPUs); "multi_worker" (the hosts in TF_CONFIG); "tpu" (the local TPU, or
-            the one that TPU_NAME names); "auto": multi_worker where TF_CONFIG is set, tpu where
-            TPU_NAME is set or a TPU is attached, mirrored with two GPUs or more, else one_device.
+            all logical CPUs); "multi_worker" (the hosts in TF_CONFIG); "tpu" (the TPU that
+            TPU_NAME names, else the local one); "tpu:NAME"; "auto": multi_worker where TF_CONFIG
+            is set, tpu where TPU_NAME is set or a TPU is attached, mirrored with two GPUs or more,
+            else one_device.
     Raises:
         InputError: If the name is unknown, or asks for what this machine has not.
     """
-    if name not in STRATEGIES:
+    name, colon, tpu = name.partition(":")
+    if name not in STRATEGIES or (colon and (name != "tpu" or not tpu)):
         raise InputError(
-            f"`strategy` must be one of {', '.join(STRATEGIES)}. Received: strategy={name!r}."
+            f"`strategy` must be one of {', '.join(STRATEGIES)}, or tpu:NAME. "
+            f"Received: strategy={name + colon + tpu!r}."
             f"{nearest(name, STRATEGIES)}"
         )
     if name == "auto":
@@ -35,7 +38,7 @@ def make_strategy(name="auto"):
             )
         return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "tpu":
-        return _tpu()
+        return _tpu(tpu or os.environ.get("TPU_NAME") or "local")
     gpus = tf.config.list_logical_devices("GPU")
     devices = [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
     if name == "mirrored":
@@ -51,18 +54,17 @@ def _found():
     return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one_device"
 
 
-def _tpu():
-    """Connects to the TPU as TPU VMs want it: "local" unless TPU_NAME names another."""
+def _tpu(name):
+    """Connects to a TPU as TPU VMs want it."""
     try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
-            tpu=os.environ.get("TPU_NAME", "local")
-        )
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    except (ValueError, tf.errors.OpError) as error:
+    # A name is looked up over the network (OSError).
+    except (OSError, ValueError, tf.errors.OpError) as error:
         raise InputError(
-            "`strategy=tpu` needs a TPU. Received: TPU_NAME="
-            f"{os.environ.get('TPU_NAME')!r} and no TPU found ({str(error).splitlines()[0][:200]})."
+            f"`strategy=tpu` needs a TPU. Received: the name {name!r}, and no such TPU is found "
+            f"({str(error).splitlines()[0][:200]})."
         ) from error
     return tf.distribute.TPUStrategy(resolver)
 

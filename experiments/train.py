@@ -99,7 +99,6 @@ def main(_):
     config, run = CONFIG.value, RunDirectory(WORKDIR.value)
     if SMOKE.value:
         shrink(config)
-    keras.utils.set_random_seed(config.seed)
     strategy = training.make_strategy(config.strategy)
     replicas, chief = strategy.num_replicas_in_sync, training.is_chief(strategy)
     tell = say if chief else (lambda text: None)
@@ -112,10 +111,13 @@ def main(_):
     preprocessing = data.Preprocessing(vk.models.image_shape(config.image_size))
     steps = 2 if SMOKE.value else data.steps_per_epoch(source, config.batch_size)
     sizes = {split: source.num_examples(split) for split in ("train", "validation", "test")}
+    # Not earlier: writing a data set on first use draws from the same generators.
+    keras.utils.set_random_seed(config.seed)
     with strategy.scope():
         model = build_model(config, len(source.class_names), tell)
         compile_model(model, config, config.epochs * steps)
-        kept_model = keras.models.clone_model(model)
+        # Not compiled: what is kept loads with nothing but vitkeras imported.
+        kept_model = model.from_config(model.get_config())
         evaluator = make_evaluator(kept_model)
     if chief:
         run.create(

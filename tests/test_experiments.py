@@ -62,6 +62,16 @@ def test_training_leaves_a_whole_run_directory(run):
     assert f"python -m experiments.export --workdir={workdir}" in process.stdout
 
 
+def test_the_kept_model_loads_with_nothing_but_vitkeras_imported(run):
+    code = (
+        "import sys, keras, vitkeras; model = keras.saving.load_model(sys.argv[1]);"
+        "print(type(model).__name__, model.compiled)"
+    )
+    for which in ("best", "last"):
+        done = python("-c", code, run[0] / f"{which}.keras")
+        assert done.stdout.strip() == "VisionModel False", done.stderr[-2000:]
+
+
 def test_evaluate_says_what_training_said(run):
     result, _ = script("evaluate", f"--workdir={run[0]}", "--batch_size=2")
     assert result["accuracy"] == run[1]["accuracy"]

@@ -17,7 +17,7 @@ from etils import epath
 
 import vitkeras.models  # noqa: F401 (registers the classes that a saved model holds)
 from vitkeras.errors import InputError
-from vitkeras.storage import new_file, write_file
+from vitkeras.storage import local_file, new_file, write_file
 
 FILES = {
     "config": "config.json",
@@ -124,7 +124,8 @@ class RunDirectory:
             raise InputError(
                 f"The run has not saved this model yet. Received: {path}. Train at least one epoch."
             )
-        return keras.saving.load_model(str(path), compile=False)
+        with local_file(path) as place:
+            return keras.saving.load_model(place, compile=False)
 
 
 def _difference(old, new):

@@ -24,16 +24,8 @@ def is_remote(path):
 
 def write_file(path, content: bytes):
     """Writes a file, whole or not at all."""
-    path = epath.Path(path)
-    if is_remote(path):
-        path.write_bytes(content)
-        return
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "wb") as file:
-        file.write(content)
-        _to_disk(file)
-    os.replace(aside, path)
-    _folder_to_disk(path.parent)
+    with new_file(path) as place:
+        Path(place).write_bytes(content)
 
 
 @contextlib.contextmanager
@@ -45,14 +37,26 @@ def new_file(path):
             yield Path(folder) / path.name
             path.write_bytes((Path(folder) / path.name).read_bytes())
         return
-    folder = Path(path.with_name(f".{path.name}.{os.getpid()}"))
-    folder.mkdir(exist_ok=True)
-    yield folder / path.name
-    with open(folder / path.name, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(folder / path.name, path)
-    _folder_to_disk(path.parent)
-    folder.rmdir()
+    with _aside(path) as folder:
+        folder.mkdir(exist_ok=True)
+        yield folder / path.name
+        with open(folder / path.name, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(folder / path.name, path)
+        _folder_to_disk(path.parent)
+        folder.rmdir()
+
+
+@contextlib.contextmanager
+def local_file(path):
+    """Gives a path on this machine to read a file from."""
+    path = epath.Path(path)
+    if not is_remote(path):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / path.name).write_bytes(path.read_bytes())
+        yield Path(folder) / path.name
 
 
 def write_folder(path, files: dict):
@@ -64,17 +68,33 @@ def write_folder(path, files: dict):
             They are written in this order; the last one is the marker that `is_whole` looks for.
     """
     path = epath.Path(path)
-    place = path if is_remote(path) else path.with_name(f".{path.name}.{os.getpid()}")
-    place.mkdir(parents=True, exist_ok=True)
-    for name, write in files.items():
-        with (place / name).open("wb") as file:
-            write(file)
-            if not is_remote(path):
-                _to_disk(file)
-    if not is_remote(path):
-        _folder_to_disk(place)
-        os.rename(place, path)
+    if is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+        for name, write in files.items():
+            with (path / name).open("wb") as file:
+                write(file)
+        return
+    with _aside(path) as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, write in files.items():
+            with open(folder / name, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        _folder_to_disk(folder)
+        os.rename(folder, path)
         _folder_to_disk(path.parent)
+
+
+@contextlib.contextmanager
+def _aside(path):
+    """Gives a folder beside `path` to write in; nothing stays of it after an error."""
+    folder = Path(path.with_name(f".{path.name}.{os.getpid()}"))
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def is_whole(path, marker):
@@ -121,11 +141,6 @@ def lock(folder):
                 f"{folder}, where another process is training. Wait for it, or choose another."
             ) from error
         yield
-
-
-def _to_disk(file):
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _folder_to_disk(folder):

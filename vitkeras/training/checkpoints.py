@@ -43,8 +43,10 @@ def save_state(folder, step, arrays, extra):
         file.write(json.dumps(record).encode())
 
     storage.write_folder(final, {"arrays.npz": write_arrays, MARKER: write_marker})
-    for old in _states(folder)[KEPT:]:
-        storage.remove_folder(old, MARKER)
+    kept = _states(folder)[:KEPT]
+    for old in _folders(folder):
+        if old not in kept:  # an older one, or what is left of one
+            storage.remove_folder(old, MARKER)
 
 
 class _Hashed(io.RawIOBase):
@@ -60,13 +62,15 @@ class _Hashed(io.RawIOBase):
         return len(content)
 
 
+def _folders(folder):
+    folder = epath.Path(folder)
+    found = folder.iterdir() if folder.exists() else ()
+    return [path for path in found if re.fullmatch(r"step-\d+", path.name)]
+
+
 def _states(folder):
     """Returns the folders of whole states, the newest first."""
-    folder = epath.Path(folder)
-    if not folder.exists():
-        return []
-    found = [path for path in folder.iterdir() if re.fullmatch(r"step-\d+", path.name)]
-    whole = [path for path in found if storage.is_whole(path, MARKER)]
+    whole = [path for path in _folders(folder) if storage.is_whole(path, MARKER)]
     return sorted(whole, key=lambda path: path.name, reverse=True)
 
 

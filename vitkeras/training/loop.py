@@ -1,6 +1,7 @@
 """`train(...)`: `model.fit` with all that a run directory keeps, from wherever the run stopped."""
 
 import contextlib
+import errno
 
 import keras
 import tensorflow as tf
@@ -18,6 +19,16 @@ from vitkeras.training.callbacks import (
 from vitkeras.training.checkpoints import StateWriter, latest_state
 from vitkeras.training.interruption import Interruption
 from vitkeras.training.strategy import is_chief, is_multi_worker, mean_over_hosts
+
+#: What TensorFlow raises when another host is gone.
+LOST = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+    tf.errors.UnavailableError,
+)
+FULL = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC)
 
 
 def train(
@@ -54,7 +65,7 @@ def train(
         The rows of metrics.csv, one dict an epoch.
     Raises:
         Interrupted: After a signal, once everything is saved.
-        RunError: If the loss is not finite, nothing can be saved, or a host is lost.
+        RunError: If the loss is not finite, or a state cannot be saved.
     """
     strategy = model.distribute_strategy
     chief = is_chief(strategy)
@@ -80,7 +91,7 @@ def train(
     if chief:
         board = keras.callbacks.TensorBoard(str(run.path / "tensorboard"), write_graph=False)
         callbacks += [ProgressLine(position, batch_size), board]
-    with Interruption(strategy, writer) as stop, _lost_hosts(strategy):
+    with Interruption(strategy, writer) as stop:
         state = StateKeeper(
             writer, keeper, metrics, position, stop, save_steps, save_minutes, arrays
         )
@@ -107,27 +118,34 @@ def train(
 
 
 @contextlib.contextmanager
-def _lost_hosts(strategy):
-    """Turns what TensorFlow says when a host is gone into a sentence."""
-    try:
-        yield
-    except tf.errors.OpError as error:
-        lost = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
-        if not is_multi_worker(strategy) or not isinstance(error, lost):
-            raise
-        raise RunError(
-            "Another host was lost, so no step can be finished; start the same command again on "
-            f"all hosts, and the run goes on from its last saved state ({error.message[:120]})."
-        ) from error
-
-
-@contextlib.contextmanager
 def hold(run, strategy):
-    """Keeps other processes from training in this run directory, and clears what one left."""
-    if not is_chief(strategy):
-        yield
-        return
-    with storage.lock(run.path):
-        storage.remove_leftovers(run.path)
-        storage.remove_leftovers(run.path / "state")
-        yield
+    """Keeps other processes from training in this run directory, and clears what one left.
+
+    What can go wrong in there by no fault of the program becomes a sentence.
+
+    Raises:
+        InputError: If another process holds it.
+        RunError: If another host is lost, or nothing can be written.
+    """
+    with contextlib.ExitStack() as stack:
+        if is_chief(strategy):
+            stack.enter_context(storage.lock(run.path))
+            storage.remove_leftovers(run.path)
+            storage.remove_leftovers(run.path / "state")
+        try:
+            yield
+        except LOST as error:
+            if not is_multi_worker(strategy):
+                raise
+            raise RunError(
+                "Another host was lost, so no step can be finished; start the same command again "
+                "on all hosts, and the run goes on from its last saved state "
+                f"({type(error).__name__})."
+            ) from error
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise RunError(
+                f"A file could not be written in {run.path} ({error.strerror}); what was saved "
+                "before is whole, and the same command goes on from there."
+            ) from error

@@ -1,15 +1,21 @@
 """Times vitkeras in turn with a peer, in one run: machines drift, ratios hold.
 
     python -m experiments.benchmark model
+    python -m experiments.benchmark state
 
 `model`: a forward pass and an AdamW step of a ViT-S/16 at 224 with 1000 classes, batch 8, with and
 without XLA, against keras_hub's ViT of the same size. Each pair runs in turn, round by round; the
 medians and their ratio are printed.
+
+`state`: the same training steps with and without saving the state of the run every 20 of them.
 """
 
+import itertools
 import statistics
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 from experiments import cli  # first: it sets TensorFlow's log level
 
@@ -21,12 +27,14 @@ from absl import flags
 
 import vitkeras as vk
 from vitkeras.errors import InputError
+from vitkeras.training import checkpoints
 
 ROUNDS = flags.DEFINE_integer("rounds", 6, "Timed rounds, after one that compiles.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Images at once.", lower_bound=1)
 VARIANT = flags.DEFINE_string("variant", "S/16", "Of vitkeras and of the peer.")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side in pixels.")
 PEER = flags.DEFINE_bool("peer", True, "Whether keras_hub runs too (extra: benchmark).")
+SAVE_STEPS = flags.DEFINE_integer("save_steps", 20, "Steps between two saves.", lower_bound=1)
 CLASSES = 1000
 
 
@@ -79,17 +87,11 @@ def time_in_turn(jobs):
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
-def main(arguments):
-    """Measures."""
-    if arguments != ["model"]:
-        raise InputError(
-            f"Say what to measure: model. Received: {' '.join(arguments) or 'nothing'}."
-        )
-    batch, side = BATCH_SIZE.value, IMAGE_SIZE.value
-    images = tf.constant(np.random.rand(batch, side, side, 3).astype("float32"))
-    labels = tf.constant(np.random.randint(0, CLASSES, batch))
+def time_models(images, labels):
+    """Times models with and without XLA."""
+    batch = len(images)
     makers = {"vitkeras": our_model} | ({"keras_hub": peer_model} if PEER.value else {})
-    result = {"variant": VARIANT.value, "image_size": side, "batch_size": batch}
+    result = {}
     for job in ("infer", "train"):
         for xla in (False, True):
             jobs = {name: work(make(), job, xla, images, labels) for name, make in makers.items()}
@@ -103,6 +105,48 @@ def main(arguments):
             result[label] = {name: round(rate, 3) for name, rate in rates.items()}
             keras.backend.clear_session()
     return result
+
+
+def time_saves(images, labels):
+    """Times training with and without saving, in turn."""
+    model = our_model()
+    step = work(model, "train", False, images, labels)
+
+    numbers = itertools.count()
+
+    def train(writer=None):
+        if writer is not None:
+            writer.save(next(numbers), checkpoints.arrays_of(model), {})
+        for _ in range(SAVE_STEPS.value):
+            step()
+
+    with tempfile.TemporaryDirectory() as folder:
+        writer = checkpoints.StateWriter(folder)
+        seconds = time_in_turn({"without": train, "with": lambda: train(writer)})
+        writer.wait()
+        size = sum(path.stat().st_size for path in Path(folder).glob("step-*/*")) // 2
+    cost = seconds["with"] / seconds["without"] - 1
+    print(
+        f"saving {size / 1e6:.0f} MB every {SAVE_STEPS.value} steps costs {cost:.1%}",
+        file=sys.stderr,
+    )
+    return {"save_steps": SAVE_STEPS.value, "bytes": size, "cost": round(cost, 4)}
+
+
+JOBS = {"model": time_models, "state": time_saves}
+
+
+def main(arguments):
+    """Measures."""
+    if len(arguments) != 1 or arguments[0] not in JOBS:
+        raise InputError(
+            f"Say what to measure: {', '.join(JOBS)}. Received: {' '.join(arguments) or 'nothing'}."
+        )
+    batch, side = BATCH_SIZE.value, IMAGE_SIZE.value
+    images = tf.constant(np.random.rand(batch, side, side, 3).astype("float32"))
+    labels = tf.constant(np.random.randint(0, CLASSES, batch))
+    result = {"variant": VARIANT.value, "image_size": side, "batch_size": batch}
+    return result | JOBS[arguments[0]](images, labels)
 
 
 if __name__ == "__main__":

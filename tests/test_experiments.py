@@ -230,4 +230,8 @@ def test_benchmark_measures_both_jobs_with_and_without_xla():
     )
     for job in ("infer", "infer_xla", "train", "train_xla"):
         assert result[job]["vitkeras"] > 0
+    result, _ = script(
+        "benchmark", "state", "--variant=Ti/16", "--image_size=32", "--rounds=1", "--save_steps=2"
+    )
+    assert result["bytes"] > 5e6 * 3 * 4 and result["cost"] > -1
     assert "Received: inptu" in script("benchmark", "inptu", fails=True)

@@ -1,5 +1,6 @@
 """Real runs that are killed, stopped, starved of disk or fed nonsense, and what is left of them."""
 
+import contextlib
 import json
 import os
 import random
@@ -45,6 +46,22 @@ def follow(process, text):
         if text in line:
             return
     raise AssertionError(f"{text!r} never came: {''.join(seen)[-2000:]}")
+
+
+def wait_for(folder, process, fits):
+    """Returns as soon as the names in the folder fit, or the process has ended."""
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            if fits(set(os.listdir(folder))):
+                return
+
+
+def newer_than(before):
+    return lambda names: any(name.startswith("step-") for name in names - before)
+
+
+def being_written(names):
+    return any(name.startswith(".step-") for name in names)
 
 
 def same_runs(one, other):
@@ -186,11 +203,12 @@ def test_kill_9_at_any_moment_leaves_no_trace(data_dir, tmp_path):
             time.sleep(rng.uniform(0, 7))
         else:
             follow(process, "parameters")  # the line that is printed before training
-            before = set(run.glob("state/step-*"))
-            time.sleep(rng.uniform(0, 6) if moment == "training" else rng.uniform(0, 1))
-            while moment == "saving" and process.poll() is None:
-                if any((run / "state").glob(".step-*")) and set(run.glob("state/step-*")) - before:
-                    break
+            before = {path.name for path in run.glob("state/step-*")}
+            if moment == "training":
+                time.sleep(rng.uniform(0, 12))
+            else:
+                wait_for(run / "state", process, newer_than(before))
+                wait_for(run / "state", process, being_written)
         assert process.poll() is None, process.stderr.read()[-2000:]
         process.kill()
         process.communicate()

@@ -153,7 +153,7 @@ def test_a_save_to_disk_is_whole_or_not_whenever_it_is_killed(tmp_path, monkeypa
 
                 return run
 
-            for name in ("fsync", "rename", "replace", "unlink", "rmdir", "mkdir"):
+            for name in ("fsync", "rename", "replace", "remove", "unlink", "rmdir", "mkdir"):
                 patch.setattr(f"os.{name}", dying(getattr(storage.os, name)))
             patch.setattr(storage.shutil, "rmtree", dying(storage.shutil.rmtree))
             patch.setattr(checkpoints.np, "savez", dying(checkpoints.np.savez))

@@ -283,9 +283,13 @@ class SelfAttention(keras.layers.Layer):
         """Attends."""
         tokens, width = x.shape[1:]
         head_dim = width // self.num_heads
-        x = ops.reshape(self.qkv(x), (-1, tokens, 3, self.num_heads, head_dim))
-        query, key, value = ops.unstack(ops.transpose(x, (2, 0, 3, 1, 4)))  # 3 x (b, k, t, d/k)
-        query = query * head_dim**-0.5
+
+        def heads(x):
+            x = ops.reshape(x, (-1, tokens, self.num_heads, head_dim))
+            return ops.transpose(x, (0, 2, 1, 3))  # (b, k, t, d/k)
+
+        query, key, value = ops.split(self.qkv(x), 3, axis=-1)  # 3 x (b, t, d)
+        query, key, value = heads(query * head_dim**-0.5), heads(key), heads(value)
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))  # (b, k, t, t)
         scores = ops.softmax(scores)
         x = ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))  # (b, t, k, d/k)

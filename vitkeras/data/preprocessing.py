@@ -98,22 +98,40 @@ class Preprocessing:
 
 
 def _affine(image, seed):
-    """Turns by up to 15 degrees, shears and scales by up to 0.15, shifts by up to an eighth.
-
-    Bilinear; what comes in from outside is black (-1).
-    """
+    """Turns by up to 15 degrees, shears and scales by up to 0.15, shifts by up to an eighth."""
     turn, shear, y_scale, x_scale, y, x = tf.unstack(
         tf.random.stateless_uniform((6,), seed, -1.0, 1.0)
     )
+    return move(
+        image,
+        turn=turn * (math.pi / 12),
+        shear=shear * 0.15,
+        scale=(1 + 0.15 * y_scale, 1 + 0.15 * x_scale),
+        shift=(y / 8, x / 8),
+    )
+
+
+def move(image, turn=0.0, shear=0.0, scale=(1.0, 1.0), shift=(0.0, 0.0)):
+    """Turns, shears, scales and shifts an image about its centre.
+
+    Bilinear; what comes in from outside is black (-1).
+
+    Args:
+        image: float32 `(h, w, 3)` in [-1, 1], of static shape.
+        turn: Angle in radians, counter-clockwise.
+        shear: Rows are moved by this times their distance from the middle row.
+        scale: (y, x): how much of the input a unit of the output spans.
+        shift: (y, x) in heights and widths: how far the window on the input moves down and right.
+    Returns:
+        float32 of the same shape.
+    """
     height, width = (float(side) for side in image.shape[:2])
-    turn, shear = turn * (math.pi / 12), shear * 0.15
-    y_scale, x_scale = 1 + 0.15 * y_scale, 1 + 0.15 * x_scale
     # Rows of the map from a place (x, y) of the output, seen from the centre, to one of the input.
-    a, b = x_scale * tf.cos(turn), y_scale * (shear - tf.sin(turn))
-    c, d = x_scale * tf.sin(turn), y_scale * tf.cos(turn)
+    a, b = scale[1] * tf.cos(turn), scale[0] * (shear - tf.sin(turn))
+    c, d = scale[1] * tf.sin(turn), scale[0] * tf.cos(turn)
     middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
-    shift_x = middle_x - a * middle_x - b * middle_y + x * width / 8
-    shift_y = middle_y - c * middle_x - d * middle_y + y * height / 8
+    shift_x = middle_x - a * middle_x - b * middle_y + shift[1] * width
+    shift_y = middle_y - c * middle_x - d * middle_y + shift[0] * height
     moved = tf.raw_ops.ImageProjectiveTransformV3(
         images=image[None],
         transforms=tf.stack([a, b, shift_x, c, d, shift_y, 0.0, 0.0])[None],

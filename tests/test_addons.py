@@ -1,0 +1,58 @@
+"""TensorFlow Addons as an oracle, where its last nightly can be installed (Python 3.11)."""
+
+import math
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import TINY
+
+import vitkeras as vk
+from vitkeras.data.preprocessing import move
+
+pytestmark = pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="the last nightly of TensorFlow Addons needs Python 3.11"
+)
+
+
+@pytest.fixture(scope="module")
+def tfa():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that it is archived
+        import tensorflow_addons
+
+    return tensorflow_addons
+
+
+def picture(height, width):
+    rng = np.random.default_rng(0)
+    return tf.constant(rng.uniform(-1, 1, (height, width, 3)), tf.float32)
+
+
+@pytest.mark.parametrize("degrees", [-15, 4, 90])
+def test_turning_is_rotate(tfa, degrees):
+    image, angle = picture(20, 31), math.radians(degrees)
+    expected = tfa.image.rotate(image, angle, interpolation="bilinear", fill_value=-1.0)
+    np.testing.assert_allclose(move(image, turn=angle), expected, atol=1e-4)
+
+
+def test_shifting_is_translate(tfa):
+    image = picture(20, 32)
+    # Its offsets, in (x, y), move the image; ours the window on it.
+    expected = tfa.image.translate(image, [-4.0, 2.5], interpolation="bilinear", fill_value=-1.0)
+    np.testing.assert_allclose(move(image, shift=(-2.5 / 20, 4 / 32)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("gelu", ["tanh", "exact"])
+def test_the_block_uses_its_gelu(tfa, gelu):
+    model = vk.vit("Ti/4", image_size=8, num_classes=3, gelu=gelu, **TINY)
+    block = model.get_layer("block_01")
+    x = np.random.default_rng(0).normal(size=(2, 5, 24)).astype("float32") * 3
+    after_attention = x + block.attention(block.attention_norm(x))
+    inner = tfa.activations.gelu(
+        block.mlp_in(block.mlp_norm(after_attention)), approximate=gelu == "tanh"
+    )
+    expected = after_attention + block.mlp_out(inner)
+    np.testing.assert_allclose(block(x), expected, atol=1e-5)

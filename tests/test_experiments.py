@@ -220,8 +220,8 @@ def test_the_embedded_default_learns_the_digits(data_dir, tmp_path):
         "train", "--config=experiments/configs/digits.py", f"--workdir={tmp_path / 'digits'}",
         f"--config.data_dir={data_dir}",
     )  # fmt: skip
-    # One run measured 0.989 and the aim is 0.975; an image is 0.006, and runs differ by a few.
-    assert result["examples"] == 179 and result["accuracy"] >= 0.96
+    # Measured: 176 right, with two seeds. Other processors round otherwise, so 175 will do.
+    assert result["examples"] == 179 and result["accuracy"] >= 0.975
 
 
 def test_benchmark_measures_both_jobs_with_and_without_xla():

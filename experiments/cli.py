@@ -17,7 +17,8 @@ def run(main):
     """Runs `main(arguments) -> dict` under absl; the dict is the last line on standard output.
 
     Exit codes: 0; 2 where the user's input is wrong and 1 where a run cannot go on, each with one
-    sentence on standard error; 75 where a signal stopped a run, which is saved.
+    sentence on standard error; 75 where a signal stopped a run, which is saved; 130 where Ctrl-C
+    came at another time.
     """
     logging.set_verbosity(logging.ERROR)
 
@@ -37,6 +38,8 @@ def run(main):
             _refuse(error, code=1)
         except Interrupted as error:
             _end(error, STOPPED)
+        except KeyboardInterrupt:
+            _end("interrupted", 130)
         print(json.dumps(result), flush=True)
 
     app.run(checked, flags_parser=parse)

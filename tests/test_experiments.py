@@ -171,6 +171,7 @@ def test_mirrored_strategy_and_smoke_switch(data_dir, tmp_path):
     result, process = script(
         "train", "--config=experiments/configs/digits.py", f"--workdir={tmp_path / 'run'}",
         f"--config.data_dir={data_dir}", "--config.strategy=mirrored", "--smoke",
+        "--config.accumulation_steps=2", "--config.steps_per_execution=2",
     )  # fmt: skip
     assert result["examples"] == 179
     assert "MirroredStrategy, 1 replicas of 8 images" in process.stderr
@@ -193,6 +194,11 @@ def test_bad_input_gets_one_sentence(photos, run, tmp_path):
     assert "image_size=(30, 48), patch size 8" in error and not new.exists()
     error = train(photos, run[0], "--config.learning_rate=0.5", fails=True)
     assert "learning_rate=0.0003 there, 0.5 now" in error
+    others = ("dataset=digits", "ema_momentum=0.5", "num_layers=1", "optimizer=sgd")
+    error = train(photos, run[0], *(f"--config.{other}" for other in others), fails=True)
+    for other in ("now; ema_momentum=0.9 there, 0.5", "num_layers=2 there", "optimizer='adamw'"):
+        assert other in error
+    assert "batch_size=8 there, 4 now" in train(photos, run[0], "--config.batch_size=4", fails=True)
     (tmp_path / "classes" / "a").mkdir(parents=True)
     assert "which has none" in train(tmp_path / "classes", new, fails=True)
     (tmp_path / "no.jpg").write_text("no image")

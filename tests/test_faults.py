@@ -19,11 +19,11 @@ from vitkeras import storage
 
 
 def arguments(workdir, data_dir, *more, **fields):
-    """A run on the digits: 3 epochs of 11 steps with dropout, stochastic depth and EMA."""
+    """A run on the digits: 3 epochs of 11 steps in executions of 3, dropout and EMA."""
     fields = {
         "data_dir": data_dir, "batch_size": 128, "epochs": 3, "evaluate_every": 2,
         "save_steps": 4, "dropout_rate": 0.1, "ema_momentum": 0.9, "hidden_dim": 32,
-        "mlp_dim": 64, "num_layers": 2, "warmup_steps": 3, **fields,
+        "mlp_dim": 64, "num_layers": 2, "warmup_steps": 3, "steps_per_execution": 3, **fields,
     }  # fmt: skip
     return [
         "-m", "experiments.train", "--config=experiments/configs/digits.py",
@@ -104,8 +104,9 @@ def test_a_stopped_run_is_saved_and_goes_on_bit_for_bit(number, whole, data_dir,
 
 def test_a_loss_that_is_no_number_stops_the_run(data_dir, tmp_path):
     command = arguments(
-        tmp_path / "run", data_dir, learning_rate=1e30, warmup_steps=0, save_steps=1, epochs=2
-    )
+        tmp_path / "run", data_dir, learning_rate=1e30, warmup_steps=0, save_steps=1, epochs=2,
+        steps_per_execution=1,
+    )  # fmt: skip
     done = python(*command)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     sentence = done.stderr.splitlines()[-1]
@@ -188,7 +189,7 @@ def test_kill_9_at_any_moment_leaves_no_trace(data_dir, tmp_path):
     # Large enough that a save takes a while, so that a kill can fall into one.
     fields = {
         "batch_size": 32, "hidden_dim": 256, "mlp_dim": 1024, "num_layers": 4, "epochs": 6,
-        "evaluate_every": 3, "save_steps": 3,
+        "evaluate_every": 3, "save_steps": 3, "steps_per_execution": 1,
     }  # fmt: skip
     twin, run = tmp_path / "twin", tmp_path / "run"
     done = python(*arguments(twin, data_dir, **fields), timeout=600)

@@ -8,32 +8,14 @@ What Keras 3 does otherwise under tf.distribute, and what happens here instead:
 - it weighs a short last batch wrongly; here every example weighs the same;
 - its `fit` fails on several hosts; here metrics are read from their variables, not from the step.
 
-This is the one place that uses Keras API that is not public; `PRIVATE` names it, and a test says so
-when Keras changes under it. TensorFlow backend only.
+`private.py` names the Keras API that this needs and that is not public. TensorFlow backend only.
 """
-
-import contextlib
 
 import keras
 import tensorflow as tf
 
 from vitkeras.errors import InputError
-
-#: What this file needs beyond Keras's public API: of a compiled model, and of its optimizer.
-PRIVATE = {
-    "model": (
-        "_compute_loss",
-        "_loss_tracker",
-        "_maybe_symbolic_build",
-        "_symbolic_build",
-        "distribute_strategy",
-        "make_test_function",
-        "make_train_function",
-        "test_function",
-        "train_function",
-    ),
-    "optimizer": ("_all_reduce_sum_gradients", "_distribution_strategy"),
-}
+from vitkeras.private import sum_is_taken
 
 
 class ExactModel(keras.Model):
@@ -223,7 +205,7 @@ class ExactModel(keras.Model):
 
         def run_step(batch):
             # Around all replicas: their threads take turns inside.
-            with _sum_is_taken(self.optimizer):
+            with sum_is_taken(self.optimizer):
                 strategy.run(step, args=(batch,))
 
         def run_batch(batch):
@@ -315,19 +297,3 @@ def check_tpu_batches(element_spec):
 def _examples(x):
     """Returns the number of examples in a batch, static where it can be."""
     return tf.shape(x)[0] if x.shape[0] is None else tf.constant(x.shape[0])
-
-
-@contextlib.contextmanager
-def _sum_is_taken(optimizer):
-    """Keeps a Keras optimizer from summing over replicas what is summed already.
-
-    So its clipping, which comes before its sum, sees the gradient of the whole batch.
-    """
-    if optimizer is None or optimizer._distribution_strategy.num_replicas_in_sync == 1:
-        yield
-        return
-    optimizer._all_reduce_sum_gradients = list
-    try:
-        yield
-    finally:
-        del optimizer._all_reduce_sum_gradients

@@ -11,6 +11,7 @@ import keras
 
 from vitkeras.errors import InputError, nearest
 from vitkeras.layers import GELUS, PatchEncoder, Patches, TransformerBlock
+from vitkeras.private import decays
 
 if keras.backend.backend() == "tensorflow":
     from vitkeras.exact import ExactModel as Base
@@ -32,8 +33,9 @@ class VisionModel(Base):
         """Adds the paths of the weights that the optimizer does not decay."""
         config = super().get_compile_config()
         if config and self.optimizer is not None and self.optimizer.built:
-            decays = self.optimizer._use_weight_decay
-            config["no_weight_decay"] = [v.path for v in self.trainable_variables if not decays(v)]
+            config["no_weight_decay"] = [
+                v.path for v in self.trainable_variables if not decays(self.optimizer, v)
+            ]
         return config
 
     def compile_from_config(self, config):

@@ -9,6 +9,7 @@ import time
 import keras
 
 from vitkeras.errors import RunError
+from vitkeras.private import moving_averages
 from vitkeras.storage import write_file
 from vitkeras.training import checkpoints
 
@@ -202,7 +203,7 @@ class ModelKeeper(keras.callbacks.Callback):
         self.kept.set_weights(self.model.get_weights())
         optimizer = self.model.optimizer
         if optimizer.use_ema:
-            averages = optimizer._model_variables_moving_average
+            averages = moving_averages(optimizer)
             for kept, average in zip(self.kept.trainable_variables, averages, strict=True):
                 kept.assign(average)
 

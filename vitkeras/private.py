@@ -1,0 +1,56 @@
+"""What this package needs beyond Keras's public API, all in one place.
+
+`exact.py` overrides and calls the names of the model and of fit's iterator; the functions here are
+the only ones that touch the optimizer's. A test goes through `PRIVATE` and says which name is gone
+when Keras changes.
+"""
+
+import contextlib
+
+#: Names by what has them: a compiled model, its optimizer, the iterator that `fit` makes.
+PRIVATE = {
+    "model": (
+        "_compute_loss",
+        "_loss_tracker",
+        "_maybe_symbolic_build",
+        "_symbolic_build",
+        "distribute_strategy",
+        "make_test_function",
+        "make_train_function",
+        "test_function",
+        "train_function",
+    ),
+    "optimizer": (
+        "_all_reduce_sum_gradients",
+        "_distribution_strategy",
+        "_model_variables_moving_average",
+        "_use_weight_decay",
+    ),
+    "iterator": ("data_adapter",),
+}
+
+
+def decays(optimizer, variable):
+    """Whether the optimizer decays this weight."""
+    return optimizer._use_weight_decay(variable)
+
+
+def moving_averages(optimizer):
+    """Returns the averages of the trainable variables that an optimizer with EMA keeps."""
+    return optimizer._model_variables_moving_average
+
+
+@contextlib.contextmanager
+def sum_is_taken(optimizer):
+    """Keeps a Keras optimizer from summing over replicas what is summed already.
+
+    So its clipping, which comes before its sum, sees the gradient of the whole batch.
+    """
+    if optimizer is None or optimizer._distribution_strategy.num_replicas_in_sync == 1:
+        yield
+        return
+    optimizer._all_reduce_sum_gradients = list
+    try:
+        yield
+    finally:
+        del optimizer._all_reduce_sum_gradients

@@ -13,8 +13,10 @@ from vitkeras.errors import InputError, Interrupted, RunError  # noqa: E402
 STOPPED = 75  # EX_TEMPFAIL: nothing is wrong, the same command goes on
 
 
-def run(main):
+def run(main, takes_arguments=False):
     """Runs `main(arguments) -> dict` under absl; the dict is the last line on standard output.
+
+    Without `takes_arguments`, anything on the command line that is no flag is refused.
 
     Exit codes: 0; 2 where the user's input is wrong and 1 where a run cannot go on, each with one
     sentence on standard error; 75 where a signal stopped a run, which is saved; 130 where Ctrl-C
@@ -26,11 +28,16 @@ def run(main):
         try:
             return flags.FLAGS(argv)
         # What ml_collections raises for an unknown field, a wrong type or a missing file.
-        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        except (AttributeError, KeyError) as error:
+            text = str(error.args[0] if error.args else error).replace("\n", ". ")
+            _refuse(f"unknown field of the config: {text}")
+        except (flags.Error, TypeError, ValueError, OSError) as error:
             _refuse(error)
 
     def checked(argv):
         try:
+            if argv[1:] and not takes_arguments:
+                raise InputError(f"Flags only, please. Received: {' '.join(argv[1:])}.")
             result = main(argv[1:])
         except InputError as error:
             _refuse(error)
@@ -46,8 +53,7 @@ def run(main):
 
 
 def _refuse(error, code=2):
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    _end(f"error: {' '.join(str(text).split())}", code)
+    _end(f"error: {' '.join(str(error).split())}", code)
 
 
 def _end(text, code):

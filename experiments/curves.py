@@ -19,7 +19,11 @@ def draw(rows, path):
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        for key, label, style in ((name, "training", "-"), (f"val_{name}", "validation", "o-")):
+        # What is minimised has label smoothing and dropout in it, what validates has not.
+        for key, label, style in (
+            (name, "training (as minimised)" if name == "loss" else "training", "-"),
+            (f"val_{name}", "validation", "o-"),
+        ):
             points = [(row["epoch"], row[key]) for row in rows if key in row]
             if points:
                 axis.plot(*zip(*points, strict=True), style, label=label, markersize=3)

@@ -110,4 +110,4 @@ def main(paths):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, takes_arguments=True)

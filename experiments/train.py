@@ -3,6 +3,8 @@
 python -m experiments.train --config=experiments/configs/digits.py --workdir=runs/digits
 """
 
+import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from ml_collections import config_flags
 import vitkeras as vk
 from experiments import curves
 from vitkeras import data, training
-from vitkeras.errors import InputError
+from vitkeras.errors import InputError, check_range
 from vitkeras.evaluation import make_evaluator
 from vitkeras.runs import RunDirectory
 from vitkeras.storage import write_file
@@ -25,6 +27,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "A file of experiments/
 WORKDIR = flags.DEFINE_string("workdir", None, "The run directory, new or to go on with.")
 SMOKE = flags.DEFINE_bool("smoke", False, "A tiny model for two steps: does this config run?")
 
+EXAMPLE = "experiments/configs/digits.py"
 MODEL_FIELDS = (
     "variant", "image_size", "classifier", "pre_logits", "dropout_rate", "stochastic_depth_rate",
     "layer_scale", "gelu", "hidden_dim", "mlp_dim", "num_heads", "num_layers", "dtype",
@@ -34,6 +37,20 @@ MODEL_FIELDS = (
 def say(text):
     """Prints to standard error, where progress goes."""
     print(text, file=sys.stderr, flush=True)
+
+
+def read_config():
+    """Returns the config that the flags give."""
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    if not Path(path).is_file():
+        raise InputError(f"`config` must be a file, such as {EXAMPLE}. Received: config={path}.")
+    config = CONFIG.value
+    for name in ("epochs", "evaluate_every", "accumulation_steps", "steps_per_execution"):
+        check_range(name, config[name], config[name] >= 1, "at least 1")
+    for name in ("save_steps", "save_minutes"):
+        if config[name] is not None:
+            check_range(name, config[name], config[name] > 0, "positive")
+    return config
 
 
 def shrink(config):
@@ -96,7 +113,7 @@ def compile_model(model, config, total_steps):
 
 def main(_):
     """Trains, then evaluates the best model on the test split."""
-    config, run = CONFIG.value, RunDirectory(WORKDIR.value)
+    config, run = read_config(), RunDirectory(WORKDIR.value)
     if SMOKE.value:
         shrink(config)
     strategy = training.make_strategy(config.strategy)
@@ -124,7 +141,8 @@ def main(_):
             config.to_dict(), source.class_names, preprocessing.to_json(), source.fingerprint()
         )
     tell(
-        f"{type(strategy).__name__}, {replicas} replicas of {per_replica} images; "
+        f"{type(strategy).__name__}, {replicas} replica{'s' * (replicas > 1)} of {per_replica} "
+        f"images; "
         f"{model.count_params():,} parameters; {len(source.class_names)} classes; "
         + ", ".join(f"{count:,} {split}" for split, count in sizes.items())
     )
@@ -168,12 +186,13 @@ def name_bad_images(source, run):
 def say_next(run, config):
     """Prints the commands that use the run."""
     image = "IMAGE..." if config.dataset != "digits" else "docs/digit.png"
+    here = os.path.relpath(sys.executable)
+    python = shlex.quote(sys.executable if here.startswith("..") else here)
+    workdir, output = shlex.quote(str(run.path)), shlex.quote(f"saved_models/{run.path.name}")
     print("Next:")
-    print(f"  python -m experiments.evaluate --workdir={run.path}")
-    print(f"  python -m experiments.predict --workdir={run.path} {image}")
-    print(
-        f"  python -m experiments.export --workdir={run.path} --output=saved_models/{run.path.name}"
-    )
+    print(f"  {python} -m experiments.evaluate --workdir={workdir}")
+    print(f"  {python} -m experiments.predict --workdir={workdir} {image}")
+    print(f"  {python} -m experiments.export --workdir={workdir} --output={output}")
 
 
 if __name__ == "__main__":

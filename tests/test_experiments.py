@@ -60,6 +60,8 @@ def test_training_leaves_a_whole_run_directory(run):
     assert "bee/01.jpg" in process.stderr and "epoch 2/2" in process.stderr
     assert (workdir / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert f"python -m experiments.export --workdir={workdir}" in process.stdout
+    reason = (workdir / "bad_images.txt").read_text().strip().partition("\t")[2]
+    assert reason.startswith("jpeg::Uncompress failed") and "{" not in reason
 
 
 def test_the_kept_model_loads_with_nothing_but_vitkeras_imported(run):
@@ -83,7 +85,7 @@ def test_evaluate_says_what_training_said(run):
 def test_the_same_command_again_trains_no_more(run, photos):
     before = (run[0] / "metrics.csv").read_bytes()
     result, process = train(photos, run[0])
-    assert result == run[1] and "going on after step 6 of 6" in process.stderr
+    assert result == run[1] and "all 2 epochs are done already" in process.stderr
     assert (run[0] / "metrics.csv").read_bytes() == before
 
 
@@ -174,13 +176,19 @@ def test_mirrored_strategy_and_smoke_switch(data_dir, tmp_path):
         "--config.accumulation_steps=2", "--config.steps_per_execution=2",
     )  # fmt: skip
     assert result["examples"] == 179
-    assert "MirroredStrategy, 1 replicas of 8 images" in process.stderr
+    assert "MirroredStrategy, 1 replica of 8 images" in process.stderr
 
 
 def test_bad_input_gets_one_sentence(photos, run, tmp_path):
     new = tmp_path / "new"
     cases = {
-        "Did you mean": ("--config.lerning_rate=1",),
+        "unknown field of the config": ("--config.lerning_rate=1",),
+        'Did you mean "learning_rate"': ("--config.lerning_rate=1",),
+        "Flags only, please. Received: extra": ("extra",),
+        "dtype='float99'": ("--config.dtype=float99",),
+        "dropout_rate=1.5": ("--config.dropout_rate=1.5",),
+        "learning_rate=-1": ("--config.learning_rate=-1",),
+        "epochs=0": ("--config.epochs=0",),
         "variant='X/16'": ("--config.variant=X/16",),
         "dataset='digitz'. Did you mean": ("--config.dataset=digitz",),
         "strategy='gpu'": ("--config.strategy=gpu",),
@@ -199,6 +207,13 @@ def test_bad_input_gets_one_sentence(photos, run, tmp_path):
     for other in ("now; ema_momentum=0.9 there, 0.5", "num_layers=2 there", "optimizer='adamw'"):
         assert other in error
     assert "batch_size=8 there, 4 now" in train(photos, run[0], "--config.batch_size=4", fails=True)
+    below = train(photos, f"{ROOT}/README.md/x", fails=True)
+    assert "where a directory can be made" in below and "README.md/x (Not a directory)" in below
+    nope = script("train", "--config=nope.py", f"--workdir={new}", fails=True)
+    assert "`config` must be a file" in nope and "config=nope.py" in nope
+    assert "where a folder of versions can be made" in script(
+        "export", f"--workdir={run[0]}", "--output=README.md", fails=True
+    )
     (tmp_path / "classes" / "a").mkdir(parents=True)
     assert "which has none" in train(tmp_path / "classes", new, fails=True)
     (tmp_path / "no.jpg").write_text("no image")

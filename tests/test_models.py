@@ -133,6 +133,8 @@ def test_stochastic_depth_grows_linearly():
         (("B/16", {"classifier": "map"}), r"`classifier` must be one of \('token', 'gap'\).*'map'"),
         (("B/16", {"gelu": "quick"}), "`gelu` must be one of"),
         (("B/16", {"num_heads": 5}), "hidden_dim=768, num_heads=5"),
+        (("B/16", {"dtype": "float99"}), "dtype='float99'"),
+        (("B/16", {"stochastic_depth_rate": 1}), r"in \[0, 1\). Received: stochastic_depth_rate=1"),
         (("B/16", {"num_classes": 0}), "num_classes=0"),
     ],
 )

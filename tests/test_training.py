@@ -30,6 +30,13 @@ def test_bad_schedules_and_optimizers():
         training.WarmupDecay(0.1, 50, 50)
     with pytest.raises(InputError, match="`decay` must be one of.*'step'"):
         training.WarmupDecay(0.1, 50, 5, "step")
+    with pytest.raises(InputError, match="`learning_rate` must be positive.*=-1"):
+        training.WarmupDecay(-1, 50, 5)
+    for number in ({"weight_decay": -1}, {"clip_norm": 0}, {"ema_momentum": 1.0}):
+        with pytest.raises(InputError, match=f"`{next(iter(number))}` must be"):
+            training.make_optimizer("sgd", 0.1, **number)
+    with pytest.raises(InputError, match="label_smoothing=1"):
+        training.SmoothedCrossEntropy(1)
     with pytest.raises(InputError, match="`optimizer` must be one of.*'lamb'"):
         training.make_optimizer("lamb", 0.1)
 

@@ -96,7 +96,8 @@ def image_shape(image_size, patch_size=1):
         InputError: If a side is not a positive integer divisible by `patch_size`.
     """
     try:
-        pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        pair = (image_size,) if isinstance(image_size, int) else tuple(image_size)
+        pair = pair * 2 if len(pair) == 1 else pair
         height, width = (int(side) for side in pair)
         whole = (height, width) == pair and min(pair) > 0
     except (TypeError, ValueError):
@@ -175,7 +176,19 @@ def vit(
         )
     if include_top and num_classes < 1:
         raise InputError(f"`num_classes` must be at least 1. Received: num_classes={num_classes}.")
-    policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+    for label, rate in (
+        ("dropout_rate", dropout_rate),
+        ("stochastic_depth_rate", stochastic_depth_rate),
+    ):
+        if not 0 <= rate < 1:
+            raise InputError(f"`{label}` must lie in [0, 1). Received: {label}={rate}.")
+    try:
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "`dtype` must be a Keras dtype or policy, such as float32 or mixed_bfloat16. "
+            f"Received: dtype={dtype!r}."
+        ) from error
 
     # Image to tokens
     images = keras.Input((height, width, 3), name="images", dtype="float32")

@@ -73,7 +73,13 @@ class RunDirectory:
                 "A new run needs a directory that is empty or does not exist. "
                 f"Received: {self.path}, which holds other files."
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                "A new run needs a place where a directory can be made. "
+                f"Received: {self.path} ({error.strerror})."
+            ) from error
         for name, content in contents.items():
             text = json.dumps(content, indent=1, sort_keys=name == "config") + "\n"
             write_file(self.path / FILES[name], text.encode())

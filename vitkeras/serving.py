@@ -39,7 +39,7 @@ def export(model, preprocessing, class_names, base, version=None):
     Returns:
         The folder that was written.
     Raises:
-        InputError: If the version exists or is not positive.
+        InputError: If the version exists or is not positive, or `base` cannot be a folder.
     """
     base = Path(base)
     version = next_version(base) if version is None else version
@@ -78,7 +78,13 @@ def export(model, preprocessing, class_names, base, version=None):
     archive.add_endpoint("serving_default", from_bytes, input_signature=[strings])
     archive.add_endpoint("pixels", from_pixels, input_signature=[images])
     aside = base / f".version-{version}.{os.getpid()}"
-    base.mkdir(parents=True, exist_ok=True)
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            "An export needs a place where a folder of versions can be made. "
+            f"Received: {base} ({error.strerror})."
+        ) from error
     try:
         archive.write_out(aside, verbose=False)
         aside.rename(final)

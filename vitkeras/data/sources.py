@@ -7,6 +7,7 @@ Splits are always called train, validation and test, and the examples are
 
 import contextlib
 import hashlib
+import re
 import sys
 from pathlib import Path
 
@@ -235,7 +236,7 @@ class FolderSource:
             for file, label in zip(files.numpy(), labels.numpy(), strict=True):
                 name = Path(file.decode()).relative_to(self.path).as_posix()
                 digest.update(f"{split}\0{name}\0{label}\n".encode())
-        return {"files_sha256": digest.hexdigest(), **sizes}
+        return {**sizes, "files_sha256": digest.hexdigest()[:16]}
 
     def examples(self, split, shuffle_seed=None, first=0):
         """Returns the examples, in a random order if a seed is given.
@@ -306,5 +307,5 @@ def _reason(file):
         decode_image(tf.io.read_file(str(file)))
     except tf.errors.OpError as error:
         text = error.message.splitlines()[0]
-        return text.partition("__} ")[2][:120] or text[:120]
+        return re.sub(r"\{\{.*?\}\}", "", text).partition(" [Op:")[0].strip()[:120]
     return "it failed once and was then decoded"

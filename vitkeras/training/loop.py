@@ -77,10 +77,11 @@ def train(
             "All hosts must see the same run directory, but they found states of different steps "
             f"(here: step {position.total} in {run.path}). Put it on storage that they share."
         )
+    if extra["epoch"] >= epochs:
+        say(f"all {epochs} epochs are done already")
+        return extra["rows"]
     if found:
         say(f"going on after step {position.total} of {epochs * steps_per_epoch}")
-    if extra["epoch"] >= epochs:
-        return extra["rows"]
 
     writer = StateWriter(run.path / "state") if chief else None
     keeper = ModelKeeper(

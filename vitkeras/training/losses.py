@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from vitkeras.errors import check_range
+
 
 @keras.saving.register_keras_serializable(package="vitkeras")
 class SmoothedCrossEntropy(keras.losses.Loss):
@@ -14,6 +16,7 @@ class SmoothedCrossEntropy(keras.losses.Loss):
 
     def __init__(self, label_smoothing=0.0, **kwargs):
         super().__init__(**kwargs)
+        check_range("label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)")
         self.label_smoothing = label_smoothing
 
     def call(self, labels, logits):

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from vitkeras.errors import InputError
+from vitkeras.errors import InputError, check_range
 
 DECAYS = ("cosine", "linear")
 OPTIMIZERS = ("adamw", "sgd")
@@ -19,7 +19,8 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         warmup_steps: Steps of the warm-up.
         decay: "cosine" or "linear".
     Raises:
-        InputError: If `decay` is unknown or the warm-up does not end before the run.
+        InputError: If `decay` is unknown, the rate is not positive, or the warm-up does not end
+            before the run.
     Source: Dosovitskiy et al. 2021, tables 3 and 4.
     """
 
@@ -27,6 +28,7 @@ class WarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
         super().__init__()
         if decay not in DECAYS:
             raise InputError(f"`decay` must be one of {DECAYS}. Received: decay={decay!r}.")
+        check_range("learning_rate", learning_rate, 0 < learning_rate, "positive")
         if not 0 <= warmup_steps < total_steps:
             raise InputError(
                 "`warmup_steps` must be less than the steps of the whole run. "
@@ -74,10 +76,15 @@ def make_optimizer(
         ema_momentum: Keeps an exponential moving average of the weights; None for none.
         variables: The trainable variables, to tell kernels from the rest.
     Raises:
-        InputError: If `name` is unknown.
+        InputError: If `name` is unknown or a number out of range.
     """
     if name not in OPTIMIZERS:
         raise InputError(f"`optimizer` must be one of {OPTIMIZERS}. Received: optimizer={name!r}.")
+    check_range("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
+    if clip_norm is not None:
+        check_range("clip_norm", clip_norm, clip_norm > 0, "positive")
+    if ema_momentum is not None:
+        check_range("ema_momentum", ema_momentum, 0 < ema_momentum < 1, "between 0 and 1")
     common = {
         "name": name,
         "learning_rate": learning_rate,

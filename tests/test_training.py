@@ -1,4 +1,5 @@
 import json
+import threading
 
 import keras
 import numpy as np
@@ -152,6 +153,22 @@ def test_a_damaged_state_is_named_and_the_one_before_taken(tmp_path):
     (tmp_path / "step-000000002" / "state.json").write_text("{")
     assert checkpoints.latest_state(tmp_path, said.append) is None
     assert "step-000000002 cannot be read" in said[-1]
+
+
+def test_a_state_is_written_as_it_was_when_saved(tmp_path, monkeypatch):
+    gate, real = threading.Event(), checkpoints.save_state
+
+    def late(*arguments):
+        gate.wait(10)
+        real(*arguments)
+
+    monkeypatch.setattr(checkpoints, "save_state", late)
+    writer, rows = checkpoints.StateWriter(tmp_path), [{"epoch": 1}]
+    writer.save(7, {"x": np.zeros(3)}, {"rows": rows})
+    rows.append({"epoch": 2})
+    gate.set()
+    writer.wait()
+    assert checkpoints.latest_state(tmp_path)[1]["rows"] == [{"epoch": 1}]
 
 
 def test_the_moving_average_is_kept_and_what_trains_is_not_touched(tmp_path):

@@ -4,6 +4,7 @@ state/step-000001240/arrays.npz      every variable of the model, the optimizer 
 state/step-000001240/state.json      the step, whatever else was given, and a SHA-256
 """
 
+import copy
 import hashlib
 import io
 import json
@@ -106,12 +107,13 @@ class StateWriter:
         self._thread = self._error = None
 
     def save(self, step, arrays, extra):
-        """Begins to write, after the state before it; the arrays must not change meanwhile.
+        """Begins to write, after the state before it. The arrays must not change meanwhile.
 
         Raises:
             RunError: If the state before could not be written.
         """
         self.wait()
+        extra = copy.deepcopy(extra)  # training goes on to change it
         self._thread = threading.Thread(target=self._write, args=(step, arrays, extra))
         self._thread.start()
 

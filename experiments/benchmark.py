@@ -46,7 +46,7 @@ def peer_model():
         raise InputError(
             "The peer is keras_hub: pip install -e '.[benchmark]', or give --nopeer."
         ) from error
-    sizes, patch_size = vk.models.parse_variant(VARIANT.value)
+    sizes, patch_size, _ = vk.models.parse_variant(VARIANT.value)
     backbone = keras_hub.models.ViTBackbone(
         image_shape=(IMAGE_SIZE.value, IMAGE_SIZE.value, 3),
         patch_size=patch_size,

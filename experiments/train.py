@@ -57,8 +57,10 @@ def shrink(config):
     """Turns any config into one that runs in seconds, on the digits unless it names a folder."""
     patch = config.variant.partition("/")[2]
     side = 4 * int(patch) if patch.isdecimal() else 32
+    if "+" not in config.variant:
+        config.variant = f"Ti/{patch}"
     config.update(
-        variant=f"Ti/{patch}", hidden_dim=48, mlp_dim=96, num_heads=3, num_layers=2, batch_size=8,
+        hidden_dim=48, mlp_dim=96, num_heads=3, num_layers=2, batch_size=8,
         epochs=2, evaluate_every=1, warmup_steps=1, image_size=(side, side),
     )  # fmt: skip
     if not config.dataset.startswith("folder:"):

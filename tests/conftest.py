@@ -100,8 +100,11 @@ def finish_hosts(processes, timeout):
     return [(p.returncode, *out) for p, out in zip(processes, outputs, strict=True)]
 
 
-def check_layer(make, input_shape, tmp_path):
-    """Config round trip, save and load, symbolic = eager shape, mixed precision, a fit step."""
+def check_layer(make, input_shape, tmp_path, prepare=lambda layer: None):
+    """Config round trip, save and load, symbolic = eager shape, mixed precision, a fit step.
+
+    `prepare` changes a built layer so that a step changes every weight.
+    """
     x = np.random.default_rng(0).normal(size=input_shape).astype("float32")
     layer = make()
     again = type(layer).from_config(layer.get_config())
@@ -127,6 +130,7 @@ def check_layer(make, input_shape, tmp_path):
 
     head = keras.layers.Dense(2)(keras.layers.Flatten()(outputs))
     model = keras.Model(inputs, head)
+    prepare(layer)
     model.compile("sgd", "mse")
     before = [v.numpy().copy() for v in model.trainable_variables]
     model.fit(x, np.ones((len(x), 2)), verbose=0)

@@ -10,17 +10,18 @@ ALLOWED = {
     "errors": set(),
     "storage": set(),
     "layers": set(),
+    "stem": {"layers"},
     "positions": set(),
     "private": set(),
     "exact": {"private"},
-    "models": {"layers", "exact", "private"},
+    "models": {"layers", "stem", "exact", "private"},
     "transfer": {"positions"},
     "runs": {"models", "storage"},
     "data": set(),
     "training": {"private", "storage"},
     "evaluation": set(),
     "serving": {"data"},
-    "__init__": {"layers", "models", "transfer"},
+    "__init__": {"layers", "models", "stem", "transfer"},
 }
 ONLY_IN_EXPERIMENTS = {"absl", "ml_collections", "matplotlib"}
 
@@ -56,7 +57,7 @@ def test_public_names_exist():
     import vitkeras
 
     for name in vitkeras.__all__:
-        assert getattr(vitkeras, name).__doc__ or name == "VARIANTS"
+        assert getattr(vitkeras, name).__doc__ or name in ("VARIANTS", "HYBRIDS")
 
 
 def test_jax_users_load_no_tensorflow():

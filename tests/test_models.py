@@ -11,7 +11,8 @@ from vitkeras.errors import InputError
 PARAMETERS = {  # 1000 classes at 224, from the authors' own tests
     "Ti/16": 5_717_416, "S/16": 22_050_664, "S/32": 22_878_952, "B/8": 86_576_872,
     "B/16": 86_567_656, "B/32": 88_224_232, "L/16": 304_326_632, "L/32": 306_535_400,
-    "H/14": 632_045_800,
+    "H/14": 632_045_800, "R+Ti/16": 6_337_704, "R26+S/32": 36_431_912,
+    "R26+B/32": 101_383_976, "R50+B/16": 98_659_112, "R50+L/32": 328_994_856,
 }  # fmt: skip
 
 
@@ -46,10 +47,12 @@ def test_parameter_counts_without_allocating():
         {"include_top": False},
         {"dropout_rate": 0.1, "stochastic_depth_rate": 0.2, "layer_scale": 0.1, "gelu": "exact"},
         {"dtype": "mixed_bfloat16"},
+        {"variant": "R+Ti/16", "image_size": (32, 64)},
+        {"variant": "R26+S/32", "image_size": 64, "dtype": "mixed_bfloat16"},
     ],
 )
 def test_saved_and_loaded_in_a_fresh_process(options, tmp_path):
-    model = vk.vit("Ti/4", **{"image_size": 8, "num_classes": 3, **TINY, **options})
+    model = vk.vit(**{"variant": "Ti/4", "image_size": 8, "num_classes": 3, **TINY, **options})
     keras.utils.set_random_seed(1)
     for weight in model.weights:
         weight.assign(weight + 0.1 * np.random.default_rng(0).normal(size=weight.shape))
@@ -128,6 +131,9 @@ def test_stochastic_depth_grows_linearly():
             ("B/16", {"image_size": 225}),
             "image_size=225, patch size 16. Nearest sizes: 224x224, 240",
         ),
+        (("R50+B/32", {"image_size": 240}), "patch size 32. Nearest sizes: 224x224, 256x256"),
+        (("R+Ti/16", {"image_size": 240}), "patch size 32. Nearest sizes: 224x224, 256x256"),
+        (("R50+S/16",), "or one of R\\+Ti/16.*variant='R50\\+S/16'"),
         (("B/16", {"image_size": (224, 0)}), "positive integer or a pair"),
         (("B/16", {"image_size": "big"}), "positive integer or a pair.*'big'"),
         (("B/16", {"classifier": "map"}), r"`classifier` must be one of \('token', 'gap'\).*'map'"),

@@ -8,11 +8,14 @@ from vitkeras.layers import (
     StochasticDepth,
     TransformerBlock,
 )
-from vitkeras.models import VARIANTS, vit
+from vitkeras.models import HYBRIDS, VARIANTS, vit
+from vitkeras.stem import HybridStem
 from vitkeras.transfer import transfer_weights
 
 __all__ = [
+    "HYBRIDS",
     "VARIANTS",
+    "HybridStem",
     "LayerScale",
     "PatchEncoder",
     "Patches",

@@ -1,7 +1,6 @@
 """`vit(...)`: one functional builder for every Vision Transformer of the paper.
 
-Layer names are a contract: patches, patch_encoder, block_00 ..., norm, pre_logits, head.
-`HybridStem` will take the place in front of `patches` under the name `stem`.
+Layer names are a contract: stem, patches, patch_encoder, block_00 ..., norm, pre_logits, head.
 """
 
 import re
@@ -12,6 +11,7 @@ import keras
 from vitkeras.errors import InputError, nearest
 from vitkeras.layers import GELUS, PatchEncoder, Patches, TransformerBlock
 from vitkeras.private import decays
+from vitkeras.stem import HybridStem
 
 if keras.backend.backend() == "tensorflow":
     from vitkeras.exact import ExactModel as Base
@@ -72,26 +72,48 @@ VARIANTS = {
     "G": Sizes(1664, 8192, 16, 48),
 }
 
+#: Of each hybrid: its letter, the units in each stage of its ResNet, and the patch size on the
+#: feature map. What stands behind the slash is the stride in all, by name: that of R+Ti/16 is 32.
+#: Sources: Dosovitskiy et al. 2021, table 3 (R50); Steiner et al. 2021 (R, R26).
+HYBRIDS = {
+    "R+Ti/16": ("Ti", (), 8),
+    "R26+S/32": ("S", (2, 2, 2, 2), 1),
+    "R26+B/32": ("B", (2, 2, 2, 2), 1),
+    "R50+B/16": ("B", (3, 4, 9), 1),
+    "R50+B/32": ("B", (3, 4, 6, 3), 1),
+    "R50+L/16": ("L", (3, 4, 9), 1),
+    "R50+L/32": ("L", (3, 4, 6, 3), 1),
+}
+
 
 def parse_variant(variant):
-    """Returns the `Sizes` and the patch size that a name such as "B/16" stands for.
+    """Returns what a name such as "B/16" or "R50+B/16" stands for.
 
+    Returns:
+        The `Sizes`, the patch size, and the units in each stage of the stem (None for no stem).
     Raises:
-        InputError: If the letter is unknown or the form is not LETTER/PATCH.
+        InputError: If the name is neither LETTER/PATCH nor a hybrid's.
     """
+    if variant in HYBRIDS:
+        letter, num_units, patch_size = HYBRIDS[variant]
+        return VARIANTS[letter], patch_size, num_units
     match = re.fullmatch(r"(\w+)/([1-9]\d*)", str(variant))
     if not match or match[1] not in VARIANTS:
         examples = [f"{letter}/{patch}" for letter in VARIANTS for patch in (8, 14, 16, 32)]
         raise InputError(
             f"`variant` must be one of {', '.join(VARIANTS)}, a slash and a patch size, such as "
-            f'"B/16". Received: variant={variant!r}.{nearest(str(variant), examples)}'
+            f'"B/16", or one of {", ".join(HYBRIDS)}. '
+            f"Received: variant={variant!r}.{nearest(str(variant), [*examples, *HYBRIDS])}"
         )
-    return VARIANTS[match[1]], int(match[2])
+    return VARIANTS[match[1]], int(match[2]), None
 
 
 def image_shape(image_size, patch_size=1):
     """Returns `(height, width)` from an integer or a pair, checked against the patch size.
 
+    Args:
+        image_size: Side in pixels, or (height, width).
+        patch_size: Pixels between two patches; of a hybrid, with its stem.
     Raises:
         InputError: If a side is not a positive integer divisible by `patch_size`.
     """
@@ -118,6 +140,21 @@ def image_shape(image_size, patch_size=1):
     return height, width
 
 
+def dtype_policy(dtype):
+    """Returns Keras's policy of that name; the global one for None.
+
+    Raises:
+        InputError: If there is none.
+    """
+    try:
+        return keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "`dtype` must be a Keras dtype or policy, such as float32 or mixed_bfloat16. "
+            f"Received: dtype={dtype!r}."
+        ) from error
+
+
 def vit(
     variant: str,
     *,
@@ -141,6 +178,7 @@ def vit(
 
     Args:
         variant: A letter of `VARIANTS` (Ti, S, B, L, H, g, G), a slash and any patch size: "B/16".
+            Or a hybrid of `HYBRIDS`: "R50+B/16".
         image_size: Side in pixels, or (height, width); divisible by the patch size.
         num_classes: Number of logits.
         classifier: What represents the image: "token", the class token, or "gap", the mean of
@@ -162,10 +200,14 @@ def vit(
         InputError: (a ValueError) If an argument is unknown or does not fit another.
     Source: Dosovitskiy et al. 2021, section 3; https://github.com/google-research/vision_transformer.
     """
-    sizes, patch_size = parse_variant(variant)
+    sizes, patch_size, num_units = parse_variant(variant)
     given = Sizes(hidden_dim, mlp_dim, num_heads, num_layers)
     sizes = Sizes(*(new or old for new, old in zip(given, sizes, strict=True)))
-    height, width = image_shape(image_size, patch_size)
+    stem = None
+    if num_units is not None:
+        stem = HybridStem(num_units, dtype=dtype_policy(dtype), name="stem")
+    stride = patch_size * (stem.stride if stem else 1)
+    height, width = image_shape(image_size, stride)
     for label, value, choices in (("classifier", classifier, CLASSIFIERS), ("gelu", gelu, GELUS)):
         if value not in choices:
             raise InputError(f"`{label}` must be one of {choices}. Received: {label}={value!r}.")
@@ -182,19 +224,14 @@ def vit(
     ):
         if not 0 <= rate < 1:
             raise InputError(f"`{label}` must lie in [0, 1). Received: {label}={rate}.")
-    try:
-        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            "`dtype` must be a Keras dtype or policy, such as float32 or mixed_bfloat16. "
-            f"Received: dtype={dtype!r}."
-        ) from error
+    policy = dtype_policy(dtype)
 
     # Image to tokens
     images = keras.Input((height, width, 3), name="images", dtype="float32")
-    x = Patches(patch_size, dtype=policy, name="patches")(images)  # (b, n, p*p*c)
+    x = stem(images) if stem else images  # (b, h/s, w/s, c)
+    x = Patches(patch_size, dtype=policy, name="patches")(x)  # (b, n, p*p*c)
     x = PatchEncoder(
-        grid=(height // patch_size, width // patch_size),
+        grid=(height // stride, width // stride),
         hidden_dim=sizes.hidden_dim,
         class_token=classifier == "token",
         dropout_rate=dropout_rate,

@@ -23,7 +23,7 @@ def get_config():
     # none, inception, inception_flip or affine.
     config.augmentation = "inception_flip"
 
-    # Letter/patch, such as "B/16".
+    # Letter/patch, such as "B/16", or a hybrid, such as "R50+B/16".
     config.variant = "B/16"
     # Sizes that replace those of the letter.
     config.hidden_dim = placeholder(int)

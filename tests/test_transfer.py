@@ -4,7 +4,7 @@ from conftest import TINY
 
 import vitkeras as vk
 from vitkeras.errors import InputError
-from vitkeras.positions import resize_positions
+from vitkeras.positions import RESIZES, resize_matrix, resize_patches, resize_positions
 
 
 def test_the_same_grid_is_the_identity():
@@ -20,14 +20,86 @@ def test_constants_and_the_prefix_stay():
     assert not resized[:, :2].any()
 
 
-@pytest.mark.parametrize("old, new", [((4, 4), (7, 7)), ((3, 5), (6, 2)), ((6, 4), (3, 9))])
-def test_it_is_scipys_zoom(old, new):
+GRIDS = [
+    ((4, 4), (7, 7)),
+    ((3, 5), (6, 2)),
+    ((6, 4), (3, 9)),
+    ((14, 14), (24, 37)),
+    ((9, 8), (1, 3)),
+]
+
+
+@pytest.mark.parametrize("old, new", GRIDS)
+def test_zoom_is_scipys(old, new):
     from scipy.ndimage import zoom
 
     places = np.random.default_rng(0).normal(size=(1, old[0] * old[1], 3))
     factors = (new[0] / old[0], new[1] / old[1], 1)
     expected = zoom(places.reshape(*old, 3), factors, order=1).reshape(1, -1, 3)
     np.testing.assert_allclose(resize_positions(places, old, new), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("old, new", GRIDS)
+def test_bilinear_is_tensorflows(old, new):
+    import tensorflow as tf
+
+    places = np.random.default_rng(0).normal(size=(2, old[0] * old[1], 3)).astype("float32")
+    expected = tf.image.resize(places.reshape(2, *old, 3), new, "bilinear")
+    resized = resize_positions(places, old, new, resize="bilinear")
+    np.testing.assert_allclose(resized, np.reshape(expected, resized.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("old, new", GRIDS)
+def test_bicubic_antialias_is_pils(old, new):
+    from PIL import Image
+
+    places = np.random.default_rng(0).normal(size=old).astype("float32")
+    image = Image.fromarray(places).resize(new[::-1], Image.Resampling.BICUBIC)
+    resized = resize_positions(places.reshape(1, -1, 1), old, new, resize="bicubic_antialias")
+    np.testing.assert_allclose(resized.reshape(new), image, atol=1e-6)
+
+
+def test_bicubic_is_keyss_with_minus_three_quarters():
+    row = resize_matrix(8, 16, "bicubic")[7]  # halfway to a quarter: between places 3 and 4
+    expected = [0, 0, -0.10546875, 0.87890625, 0.26171875, -0.03515625, 0, 0]
+    np.testing.assert_allclose(row, expected, atol=1e-15)
+    edge = resize_matrix(8, 16, "bicubic")[0]  # what lies outside counts as the edge
+    np.testing.assert_allclose(edge[:2], [-0.03515625 + 0.26171875 + 0.87890625, -0.10546875])
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("old, new", GRIDS)
+def test_every_resize_keeps_constants_and_mirror_images(resize, old, new):
+    rng = np.random.default_rng(0)
+    places = rng.normal(size=(1, *old, 2))
+
+    def resized(places):
+        rows = resize_positions(places.reshape(1, -1, 2), old, new, resize=resize)
+        return rows.reshape(1, *new, 2)
+
+    np.testing.assert_allclose(resized(np.full((1, *old, 2), 3.5)), 3.5)
+    if resize != "zoom" or 1 not in new:  # aligned corners take the first of one
+        mirrored = resized(places[:, ::-1, ::-1])
+        np.testing.assert_allclose(mirrored, resized(places)[:, ::-1, ::-1], atol=1e-12)
+
+
+@pytest.mark.parametrize("old, new", [(4, 7), (8, 16), (5, 5)])
+def test_an_enlarged_patch_gives_what_the_patch_gave(old, new):
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    kernel, patch = rng.normal(size=(old, old, 3, 6)), rng.normal(size=(old, old, 3))
+    large = tf.image.resize(patch, (new, new), "bilinear").numpy()
+    again = np.tensordot(large, resize_patches(kernel, new), 3)
+    np.testing.assert_allclose(again, np.tensordot(patch, kernel, 3), atol=1e-4)
+
+
+def test_a_shrunk_patch_is_the_least_squares_of_it():
+    kernel = np.random.default_rng(0).normal(size=(9, 9, 2, 3))
+    line = resize_matrix(9, 4, "bilinear")
+    whole = np.kron(line, line)  # (16, 81): shrinks a patch of one channel
+    expected, *_ = np.linalg.lstsq(whole.T, kernel.reshape(81, -1), rcond=None)
+    np.testing.assert_allclose(resize_patches(kernel, 4).reshape(16, -1), expected, atol=1e-10)
 
 
 def test_a_wrong_grid_is_refused():
@@ -39,7 +111,8 @@ def models(**target):
     source = vk.vit("Ti/4", image_size=(8, 32), num_classes=3, **TINY)
     for weight in source.weights:
         weight.assign(np.random.default_rng(0).normal(size=weight.shape))
-    return source, vk.vit("Ti/4", **{"image_size": (8, 32), "num_classes": 3, **TINY, **target})
+    options = {"variant": "Ti/4", "image_size": (8, 32), "num_classes": 3, **TINY, **target}
+    return source, vk.vit(**options)
 
 
 def test_all_but_the_head_is_copied():
@@ -60,6 +133,18 @@ def test_positions_are_resized_also_when_only_the_shape_of_the_grid_differs():
     new = target.get_layer("patch_encoder").position_embedding
     assert old.shape == new.shape
     np.testing.assert_allclose(new, resize_positions(old, (2, 8), (4, 4), 1), atol=1e-6)
+
+
+def test_the_patch_size_may_differ():
+    source, target = models(variant="Ti/8", image_size=(16, 64))
+    report = vk.transfer_weights(source, target, resize="bicubic")
+    assert report["resized"] == ["patch_encoder/projection/kernel"]  # the grid is the same
+    kernels = [m.get_layer("patch_encoder").projection.kernel for m in (source, target)]
+    shape = [(side, side, 3, 24) for side in (4, 8)]
+    expected = resize_patches(np.reshape(kernels[0], shape[0]), 8)
+    np.testing.assert_allclose(np.reshape(kernels[1], shape[1]), expected, atol=1e-6)
+    with pytest.raises(InputError, match="`resize` must be one of.*'lanczos'"):
+        vk.transfer_weights(*models(image_size=(16, 16)), resize="lanczos")
 
 
 def test_what_does_not_fit_is_named_and_nothing_is_copied():

@@ -1,19 +1,29 @@
 """`transfer_weights(source, target)`: starts a model from another one that was trained before."""
 
+import numpy as np
+
 from vitkeras.errors import InputError
-from vitkeras.positions import resize_positions
+from vitkeras.positions import resize_patches, resize_positions
+
+POSITIONS = "patch_encoder/position_embedding"
+PROJECTION = "patch_encoder/projection/kernel"
 
 
-def transfer_weights(source, target):
-    """Copies all weights but the head's, and resizes the position embedding where grids differ.
+def transfer_weights(source, target, resize="zoom"):
+    """Copies all weights but the head's, and resizes what belongs to places in the image.
+
+    That is the position embedding where the grids differ, and the patch projection where the patch
+    sizes do.
 
     Nothing is copied unless everything fits. The head of `target` stays as it is (zeros, when
     fresh), since a new task gets a new head.
 
     Args:
         source: A model made by `vit`.
-        target: A model made by `vit` with the same sizes and patch size; the image size and the
+        target: A model made by `vit` with the same sizes; the image size, the patch size and the
             number of classes may differ. Changed in place.
+        resize: How positions are resized, one of `positions.RESIZES`; what the weights' origin
+            uses reproduces its numbers.
     Returns:
         A report: `{"copied": [...], "resized": [...], "fresh": [...], "unused": [...]}`, each a
         list of weight paths.
@@ -32,19 +42,16 @@ def transfer_weights(source, target):
         elif tuple(old[path].shape) == tuple(weight.shape) and not _moved(source, target, path):
             values.append((weight, old[path]))
             report["copied"].append(path)
-        elif path == "patch_encoder/position_embedding":
-            here, there = source.get_layer("patch_encoder"), target.get_layer("patch_encoder")
-            if here.hidden_dim != there.hidden_dim or here.class_token != there.class_token:
-                problems.append(f"{path}: {tuple(old[path].shape)} against {tuple(weight.shape)}")
-                continue
-            resized = resize_positions(old[path], here.grid, there.grid, int(here.class_token))
-            values.append((weight, resized))
-            report["resized"].append(path)
         else:
-            problems.append(f"{path}: {tuple(old[path].shape)} against {tuple(weight.shape)}")
+            resized = _resized(source, target, path, old[path], resize)
+            if resized is None or resized.shape != tuple(weight.shape):
+                problems.append(f"{path}: {tuple(old[path].shape)} against {tuple(weight.shape)}")
+            else:
+                values.append((weight, resized))
+                report["resized"].append(path)
     if problems:
         raise InputError(
-            "The two models must have the same sizes, patch size and kind of classifier. Received: "
+            "The two models must have the same sizes and kind of classifier. Received: "
             f"{len(problems)} weights that do not fit (source against target): "
             + "; ".join(problems[:5])
             + ("; ..." if len(problems) > 5 else ".")
@@ -58,6 +65,19 @@ def transfer_weights(source, target):
 
 def _moved(source, target, path):
     """Whether this is a position embedding whose grid differs, even if its length does not."""
-    return path == "patch_encoder/position_embedding" and (
+    return path == POSITIONS and (
         source.get_layer("patch_encoder").grid != target.get_layer("patch_encoder").grid
     )
+
+
+def _resized(source, target, path, value, resize):
+    """Returns what belongs to places in the image, resized; None for anything else."""
+    if path == POSITIONS:
+        here, there = source.get_layer("patch_encoder"), target.get_layer("patch_encoder")
+        if here.class_token == there.class_token:
+            return resize_positions(value, here.grid, there.grid, int(here.class_token), resize)
+    if path == PROJECTION:
+        old, new = (model.get_layer("patches").patch_size for model in (source, target))
+        kernel = np.asarray(value).reshape(old, old, -1, value.shape[1])
+        return resize_patches(kernel, new).reshape(-1, value.shape[1])
+    return None

@@ -138,10 +138,10 @@ def main(_):
         # Not compiled: what is kept loads with nothing but vitkeras imported.
         kept_model = model.from_config(model.get_config())
         evaluator = make_evaluator(kept_model)
+    record = (config.to_dict(), source.class_names, preprocessing.to_json(), source.fingerprint())
+    training.check_same_on_hosts(strategy, record)
     if chief:
-        run.create(
-            config.to_dict(), source.class_names, preprocessing.to_json(), source.fingerprint()
-        )
+        run.create(*record)
     tell(
         f"{type(strategy).__name__}, {replicas} replica{'s' * (replicas > 1)} of {per_replica} "
         f"images; "

@@ -169,6 +169,10 @@ def test_two_hosts_one_of_which_dies_go_on_to_the_numbers_of_one_device(data_dir
     assert code == 1 and "Another host was lost" in error, error
     assert "Traceback" not in error and time.monotonic() - died < 30
 
+    differing = [*command, "--config.seed={host}"]
+    for code, _, error in finish_hosts(start_hosts(2, *differing), timeout=120):
+        assert code == 2 and "the same config and the same data" in error, error
+
     results = finish_hosts(start_hosts(2, *command), timeout=300)
     expected = json.loads(alone.stdout.splitlines()[-1])
     for code, out, error in results:

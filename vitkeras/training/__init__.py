@@ -3,13 +3,20 @@
 from vitkeras.training.loop import hold, train
 from vitkeras.training.losses import SmoothedCrossEntropy
 from vitkeras.training.optimizers import WarmupDecay, make_optimizer
-from vitkeras.training.strategy import STRATEGIES, check_global_batch, is_chief, make_strategy
+from vitkeras.training.strategy import (
+    STRATEGIES,
+    check_global_batch,
+    check_same_on_hosts,
+    is_chief,
+    make_strategy,
+)
 
 __all__ = [
     "STRATEGIES",
     "SmoothedCrossEntropy",
     "WarmupDecay",
     "check_global_batch",
+    "check_same_on_hosts",
     "hold",
     "is_chief",
     "make_optimizer",

@@ -1,6 +1,8 @@
 """From a word in the config to a tf.distribute strategy."""
 
+import json
 import os
+import zlib
 
 import tensorflow as tf
 
@@ -93,6 +95,23 @@ def mean_over_hosts(strategy, values):
     own = tf.constant(values, tf.float64)
     parts = strategy.experimental_distribute_values_from_function(lambda _: own)
     return strategy.reduce(tf.distribute.ReduceOp.MEAN, parts, axis=None).numpy().tolist()
+
+
+def check_same_on_hosts(strategy, record):
+    """Checks that every host was given the same; every host must call this.
+
+    Args:
+        strategy: Of the run.
+        record: Anything JSON can hold: config, class names and whatever else decides numbers.
+    Raises:
+        InputError: On every host, if one differs.
+    """
+    number = float(zlib.crc32(json.dumps(record, sort_keys=True).encode()))
+    if mean_over_hosts(strategy, [number]) != [number]:
+        raise InputError(
+            "Every host must be given the same config and the same data. "
+            "Received: values that differ between hosts. Run the same command on all of them."
+        )
 
 
 def check_global_batch(batch_size, replicas, accumulation_steps=1):

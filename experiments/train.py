@@ -29,8 +29,9 @@ SMOKE = flags.DEFINE_bool("smoke", False, "A tiny model for two steps: does this
 
 EXAMPLE = "experiments/configs/digits.py"
 MODEL_FIELDS = (
-    "variant", "image_size", "classifier", "pre_logits", "dropout_rate", "stochastic_depth_rate",
-    "layer_scale", "gelu", "hidden_dim", "mlp_dim", "num_heads", "num_layers", "dtype",
+    "variant", "image_size", "classifier", "positions", "num_registers", "pre_logits",
+    "dropout_rate", "stochastic_depth_rate", "layer_scale", "gelu", "hidden_dim", "mlp_dim",
+    "num_heads", "num_layers", "dtype",
 )  # fmt: skip
 
 

@@ -6,8 +6,8 @@ from conftest import ROOT, TINY, finish_hosts, python, start_hosts
 
 import vitkeras as vk
 from vitkeras import exact, private, training
+from vitkeras.dropping import Dropout
 from vitkeras.errors import InputError
-from vitkeras.layers import Dropout
 
 PLACES = ("1", "2", "4", "hosts")  # replicas, or two processes with a replica each
 
@@ -120,7 +120,7 @@ import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-from vitkeras.layers import Dropout, StochasticDepth
+from vitkeras.dropping import Dropout, StochasticDepth
 for make in (Dropout, StochasticDepth):
     with strategy.scope():
         layer = make(0.5, seed=1)

@@ -9,19 +9,21 @@ from conftest import ROOT, python
 ALLOWED = {
     "errors": set(),
     "storage": set(),
-    "layers": set(),
-    "stem": {"layers"},
+    "dropping": set(),
+    "layers": {"dropping"},
+    "heads": {"dropping"},
+    "stem": {"dropping"},
     "positions": set(),
     "private": set(),
     "exact": {"private"},
-    "models": {"layers", "stem", "exact", "private"},
+    "models": {"layers", "heads", "stem", "exact", "private"},
     "transfer": {"positions"},
     "runs": {"models", "storage"},
     "data": set(),
     "training": {"private", "storage"},
     "evaluation": set(),
     "serving": {"data"},
-    "__init__": {"layers", "models", "stem", "transfer"},
+    "__init__": {"dropping", "heads", "layers", "models", "stem", "transfer"},
 }
 ONLY_IN_EXPERIMENTS = {"absl", "ml_collections", "matplotlib"}
 

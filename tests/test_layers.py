@@ -4,6 +4,7 @@ import pytest
 from conftest import check_layer
 
 from vitkeras import layers as vkl
+from vitkeras.heads import MapHead
 
 TOKENS = (2, 5, 12)
 
@@ -14,6 +15,11 @@ TOKENS = (2, 5, 12)
         (lambda: vkl.Patches(4), (2, 8, 12, 3)),
         (lambda: vkl.PatchEncoder((2, 3), 12), (2, 6, 20)),
         (lambda: vkl.PatchEncoder((2, 3), 12, class_token=False, dropout_rate=0.1), (2, 6, 20)),
+        (lambda: vkl.PatchEncoder((2, 3), 12, True, 2), (2, 6, 20)),
+        (lambda: vkl.PatchEncoder((2, 3), 12, False, 2, "none"), (2, 6, 20)),
+        (lambda: vkl.PatchEncoder((2, 3), 13, True, 1, "learned_2d"), (2, 6, 20)),
+        (lambda: vkl.PatchEncoder((2, 3), 12, False, 0, "sincos_2d"), (2, 6, 20)),
+        (lambda: MapHead(3, 24), TOKENS),
         (lambda: vkl.StochasticDepth(0.4), TOKENS),
         (lambda: vkl.LayerScale(0.1), TOKENS),
         (lambda: vkl.SelfAttention(3), TOKENS),
@@ -49,6 +55,65 @@ def test_patch_encoder_is_equation_1():
     places = layer.position_embedding.numpy()
     expected = np.concatenate([np.full((3, 1, 5), 3.0), patches @ kernel + bias], 1) + places
     np.testing.assert_allclose(layer(patches), expected, atol=1e-5)
+
+
+def test_registers_come_after_the_class_token_and_have_no_position():
+    layer = vkl.PatchEncoder((2, 2), 5, num_registers=2)
+    patches = np.random.default_rng(0).normal(size=(3, 4, 7)).astype("float32")
+    out = layer(patches)
+    assert out.shape == (3, 7, 5) and layer.num_prefix_tokens == 3
+    places = layer.position_embedding.numpy()
+    assert places.shape == (1, 5, 5)
+    np.testing.assert_allclose(out[:, :1], np.broadcast_to(places[:, :1], (3, 1, 5)))
+    np.testing.assert_allclose(out[0, 1:3], layer.registers[0])
+    expected = layer.projection(patches) + places[:, 1:]
+    np.testing.assert_allclose(out[:, 3:], expected, atol=1e-6)
+
+
+def test_two_dimensional_positions_are_row_plus_column():
+    for positions in ("learned_2d", "sincos_2d"):
+        layer = vkl.PatchEncoder((3, 4), 16, positions=positions)
+        patches = np.zeros((1, 12, 7), "float32")
+        table = np.asarray(layer(patches))[0, 1:].reshape(3, 4, 16)
+        assert len(np.unique(table.reshape(12, 16), axis=0)) == 12
+        # What changes along a row is the same in every row, and the other way round.
+        np.testing.assert_allclose(np.diff(np.diff(table, axis=0), axis=1), 0, atol=1e-6)
+
+
+def test_sincos_is_sine_and_cosine_of_the_place():
+    table = vkl.sincos_2d((2, 3), 8)[0].reshape(2, 3, 8)
+    for row in range(2):
+        for column in range(3):
+            expected = [
+                f(place * rate)
+                for place in (column, row) for f in (np.sin, np.cos) for rate in (1, 1e-4)
+            ]  # fmt: skip
+            np.testing.assert_allclose(table[row, column], expected, atol=1e-6)
+    with pytest.raises(ValueError, match="Received: hidden_dim=10"):
+        vkl.sincos_2d((2, 3), 10)
+
+
+def test_the_map_head_is_attention_from_its_probe():
+    head = MapHead(2, 8)
+    x = np.random.default_rng(0).normal(size=(3, 5, 4)).astype("float32")
+    out = np.asarray(head(x))
+    np.testing.assert_allclose(head(x[:, ::-1]), out, atol=1e-6)  # a set of tokens
+    query, key, value, end = (
+        [np.asarray(w) for w in layer.weights]
+        for layer in (
+            head.attention._query_dense, head.attention._key_dense,
+            head.attention._value_dense, head.attention._output_dense,
+        )
+    )  # fmt: skip
+    q = np.einsum("qd,dkh->qkh", np.asarray(head.probe)[0], query[0]) + query[1]
+    k = np.einsum("btd,dkh->btkh", x, key[0]) + key[1]
+    v = np.einsum("btd,dkh->btkh", x, value[0]) + value[1]
+    scores = np.exp(np.einsum("qkh,btkh->bkqt", q, k) / np.sqrt(2))
+    scores /= scores.sum(-1, keepdims=True)
+    y = np.einsum("bkqt,btkh->bqkh", scores, v)
+    y = np.einsum("bqkh,khd->bqd", y, end[0]) + end[1]
+    z = head.mlp_out(keras.ops.gelu(head.mlp_in(head.norm(y)), approximate=True))
+    np.testing.assert_allclose(out, (y + z)[:, 0], atol=1e-5)
 
 
 def test_patch_encoder_refuses_another_grid():

@@ -48,6 +48,8 @@ def test_parameter_counts_without_allocating():
         {"dropout_rate": 0.1, "stochastic_depth_rate": 0.2, "layer_scale": 0.1, "gelu": "exact"},
         {"dtype": "mixed_bfloat16"},
         {"variant": "R+Ti/16", "image_size": (32, 64)},
+        {"classifier": "map", "positions": "sincos_2d", "num_registers": 2},
+        {"positions": "learned_2d", "num_registers": 1},
         {"variant": "R26+S/32", "image_size": 64, "dtype": "mixed_bfloat16"},
     ],
 )
@@ -136,7 +138,13 @@ def test_stochastic_depth_grows_linearly():
         (("R50+S/16",), "or one of R\\+Ti/16.*variant='R50\\+S/16'"),
         (("B/16", {"image_size": (224, 0)}), "positive integer or a pair"),
         (("B/16", {"image_size": "big"}), "positive integer or a pair.*'big'"),
-        (("B/16", {"classifier": "map"}), r"`classifier` must be one of \('token', 'gap'\).*'map'"),
+        (("B/16", {"classifier": "max"}), r"`classifier` must be one of \('token', .*'max'"),
+        (("B/16", {"positions": "rotary"}), "`positions` must be one of.*'rotary'"),
+        (("B/16", {"num_registers": -1}), "num_registers=-1"),
+        (
+            ("Ti/16", {"positions": "sincos_2d", "hidden_dim": 6}),
+            "needs a width that is 4 times 2 or more. Received: hidden_dim=6",
+        ),
         (("B/16", {"gelu": "quick"}), "`gelu` must be one of"),
         (("B/16", {"num_heads": 5}), "hidden_dim=768, num_heads=5"),
         (("B/16", {"dtype": "float99"}), "dtype='float99'"),
@@ -148,3 +156,16 @@ def test_bad_arguments(arguments, message):
     variant, *options = arguments
     with pytest.raises(InputError, match=message):
         vk.vit(variant, **(options[0] if options else {}))
+
+
+@pytest.mark.parametrize("classifier", ["token", "gap", "map"])
+@pytest.mark.parametrize("positions", ["none", "learned", "learned_2d", "sincos_2d"])
+def test_only_without_positions_the_order_of_patches_does_not_matter(positions, classifier):
+    model = vk.vit(
+        "Ti/4", image_size=8, classifier=classifier, positions=positions, num_registers=1,
+        include_top=False, **TINY,
+    )  # fmt: skip
+    image = np.random.default_rng(0).normal(size=(8, 8, 3)).astype("float32")
+    moved = np.concatenate([image[4:], image[:4]])  # the rows of patches change places
+    out, other = np.asarray(model(np.stack([image, moved])))
+    assert (np.abs(out - other).max() < 1e-4) == (positions == "none")

@@ -135,6 +135,17 @@ def test_positions_are_resized_also_when_only_the_shape_of_the_grid_differs():
     np.testing.assert_allclose(new, resize_positions(old, (2, 8), (4, 4), 1), atol=1e-6)
 
 
+def test_positions_of_rows_and_columns_are_resized_alone():
+    options = {"num_classes": 3, "positions": "learned_2d", "num_registers": 2, **TINY}
+    source, target = (vk.vit("Ti/4", image_size=s, **options) for s in ((8, 32), (16, 32)))
+    report = vk.transfer_weights(source, target)
+    assert report["resized"] == ["patch_encoder/row_embedding"]
+    rows = [np.asarray(m.get_layer("patch_encoder").row_embedding) for m in (source, target)]
+    np.testing.assert_allclose(rows[1], resize_matrix(2, 4, "zoom") @ rows[0], atol=1e-6)
+    with pytest.raises(InputError, match="row_embedding: missing in the source"):
+        vk.transfer_weights(models()[0], target)
+
+
 def test_the_patch_size_may_differ():
     source, target = models(variant="Ti/8", image_size=(16, 64))
     report = vk.transfer_weights(source, target, resize="bicubic")

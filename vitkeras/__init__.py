@@ -1,13 +1,8 @@
 """Vision Transformers for TensorFlow and Keras 3. Importing this loads no TensorFlow of its own."""
 
-from vitkeras.layers import (
-    LayerScale,
-    PatchEncoder,
-    Patches,
-    SelfAttention,
-    StochasticDepth,
-    TransformerBlock,
-)
+from vitkeras.dropping import StochasticDepth
+from vitkeras.heads import MapHead
+from vitkeras.layers import LayerScale, PatchEncoder, Patches, SelfAttention, TransformerBlock
 from vitkeras.models import HYBRIDS, VARIANTS, vit
 from vitkeras.stem import HybridStem
 from vitkeras.transfer import transfer_weights
@@ -17,6 +12,7 @@ __all__ = [
     "VARIANTS",
     "HybridStem",
     "LayerScale",
+    "MapHead",
     "PatchEncoder",
     "Patches",
     "SelfAttention",

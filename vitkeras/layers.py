@@ -5,40 +5,17 @@ t tokens (n, or n + 1 with a class token), d width, k heads, f MLP width.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
-register = keras.saving.register_keras_serializable(package="vitkeras")
+from vitkeras.dropping import Dropout, StochasticDepth, register
+from vitkeras.errors import InputError
 
 GELUS = ("tanh", "exact")
 
-
-class SeedGenerator(keras.random.SeedGenerator):
-    """Keras's, but each replica of a tf.distribute strategy draws numbers of its own."""
-
-    def next(self, ordered=True):
-        """Returns the next seed `(2,)`; that of the first replica is Keras's."""
-        seed = super().next(ordered)
-        if keras.backend.backend() != "tensorflow":
-            return seed
-        import tensorflow as tf
-
-        context = tf.distribute.get_replica_context()
-        if context is None or context.num_replicas_in_sync == 1:
-            return seed
-        replica = tf.cast(context.replica_id_in_sync_group, seed.dtype)
-        # Keras's own first numbers are below 2**30.
-        return seed + tf.stack([replica * 2**32, tf.zeros_like(replica)])
-
-
-@register
-class Dropout(keras.layers.Dropout):
-    """Keras's, with a mask of its own on each replica."""
-
-    def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
-        super().__init__(rate, noise_shape=noise_shape, seed=seed, **kwargs)
-        if self.rate > 0:
-            # The layer is locked by now, and this adds no state.
-            self.seed_generator.__class__ = SeedGenerator
+#: learned: a vector for each place, and one for the class token. learned_2d: one for each row and
+#: one for each column, side by side. sincos_2d: fixed. none: nothing.
+POSITIONS = ("learned", "learned_2d", "sincos_2d", "none")
 
 
 @register
@@ -89,25 +66,44 @@ class Patches(keras.layers.Layer):
 
 @register
 class PatchEncoder(keras.layers.Layer):
-    """Projects patches to the width, puts the class token in front, adds learned positions.
+    """Projects patches to the width, adds their positions, puts class token and registers in front.
 
     Args:
-        grid: `(rows, columns)` of the patches; position embeddings belong to these places.
+        grid: `(rows, columns)` of the patches; positions belong to these places.
         hidden_dim: Width d.
         class_token: Whether a learned token that stands for no patch comes first.
-        dropout_rate: Dropout after the addition of the position embedding.
+        num_registers: Learned tokens after it that stand for nothing and have no position.
+        positions: One of `POSITIONS`.
+        dropout_rate: Dropout on what comes out.
     Input shape: `(b, n, p*p*c)`.
     Output shape: `(b, t, d)`.
     Raises:
-        ValueError: If the number of patches is not rows * columns.
-    Source: Dosovitskiy et al. 2021, section 3.1, equation 1.
+        ValueError: If the number of patches is not rows * columns, `positions` is unknown, or d
+            does not suit them.
+    Source: Dosovitskiy et al. 2021, section 3.1, equation 1, and appendix D.4; registers: Darcet et
+        al. 2024, "Vision Transformers Need Registers".
     """
 
-    def __init__(self, grid, hidden_dim, class_token=True, dropout_rate=0.0, **kwargs):
+    def __init__(
+        self,
+        grid,
+        hidden_dim,
+        class_token=True,
+        num_registers=0,
+        positions="learned",
+        dropout_rate=0.0,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
+        if positions not in POSITIONS:
+            raise ValueError(
+                f"`positions` must be one of {POSITIONS}. Received: positions={positions!r}."
+            )
         self.grid = tuple(grid)
         self.hidden_dim = int(hidden_dim)
         self.class_token = bool(class_token)
+        self.num_registers = int(num_registers)
+        self.positions = positions
         self.dropout_rate = float(dropout_rate)
         self.projection = keras.layers.Dense(
             hidden_dim,
@@ -118,27 +114,44 @@ class PatchEncoder(keras.layers.Layer):
         self.dropout = Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
 
     @property
+    def num_prefix_tokens(self):
+        """Tokens in front of those of the patches."""
+        return self.class_token + self.num_registers
+
+    @property
     def num_tokens(self):
         """Length t of the sequence."""
-        return self.grid[0] * self.grid[1] + self.class_token
+        return self.grid[0] * self.grid[1] + self.num_prefix_tokens
 
     def build(self, input_shape):
-        """Makes the projection, the class token `(1, 1, d)` and the positions `(1, t, d)`."""
+        """Makes the projection, the tokens in front and the positions."""
         if input_shape[1] != self.grid[0] * self.grid[1]:
             raise ValueError(
                 "`PatchEncoder` needs one patch for each place of its grid. "
                 f"Received: {input_shape[1]} patches, grid={self.grid}."
             )
         self.projection.build(input_shape)
-        self.position_embedding = self.add_weight(
-            shape=(1, self.num_tokens, self.hidden_dim),
-            initializer=keras.initializers.RandomNormal(stddev=0.02),
-            name="position_embedding",
-        )
+        d = self.hidden_dim
+        if self.positions == "learned":
+            # Registers have none.
+            self.position_embedding = self._learned("position_embedding", (1, self._placed(), d))
+        elif self.positions == "learned_2d":
+            self.row_embedding = self._learned("row_embedding", (self.grid[0], d // 2))
+            self.column_embedding = self._learned("column_embedding", (self.grid[1], d - d // 2))
+        elif self.positions == "sincos_2d":
+            self.fixed_positions = sincos_2d(self.grid, d)
         if self.class_token:
-            self.token = self.add_weight(
-                shape=(1, 1, self.hidden_dim), initializer="zeros", name="class_token"
-            )
+            self.token = self.add_weight(shape=(1, 1, d), initializer="zeros", name="class_token")
+        if self.num_registers:
+            self.registers = self._learned("registers", (1, self.num_registers, d))
+
+    def _learned(self, name, shape):
+        return self.add_weight(
+            shape=shape, initializer=keras.initializers.RandomNormal(stddev=0.02), name=name
+        )
+
+    def _placed(self):
+        return self.grid[0] * self.grid[1] + self.class_token
 
     def compute_output_shape(self, input_shape):
         """`(b, t, d)`."""
@@ -147,12 +160,32 @@ class PatchEncoder(keras.layers.Layer):
     def call(self, patches, training=None):
         """Encodes the patches."""
         x = self.projection(patches)  # (b, n, d)
-        positions = ops.cast(self.position_embedding, x.dtype)
+        if self.positions in ("learned_2d", "sincos_2d"):
+            x = x + ops.cast(self._positions_of_patches(), x.dtype)
+
+        def front(token):
+            shape = (ops.shape(x)[0], token.shape[1], self.hidden_dim)
+            return ops.broadcast_to(ops.cast(token, x.dtype), shape)
+
         if self.class_token:
-            token = ops.cast(self.token, x.dtype)
-            token = ops.broadcast_to(token, (ops.shape(x)[0], 1, self.hidden_dim))
-            x = ops.concatenate([token, x], axis=1)  # (b, t, d)
-        return self.dropout(x + positions, training=training)
+            x = ops.concatenate([front(self.token), x], axis=1)
+        if self.positions == "learned":
+            x = x + ops.cast(self.position_embedding, x.dtype)
+        if self.num_registers:
+            first, rest = x[:, : self.class_token], x[:, self.class_token :]
+            x = ops.concatenate([first, front(self.registers), rest], axis=1)  # (b, t, d)
+        return self.dropout(x, training=training)
+
+    def _positions_of_patches(self):
+        """Returns `(1, n, d)`."""
+        if self.positions == "sincos_2d":
+            return self.fixed_positions
+        rows, columns = self.grid
+        parts = [
+            ops.repeat(ops.convert_to_tensor(self.row_embedding), columns, axis=0),
+            ops.tile(ops.convert_to_tensor(self.column_embedding), (rows, 1)),
+        ]
+        return ops.concatenate(parts, axis=1)[None]
 
     def get_config(self):
         """The constructor's arguments."""
@@ -161,47 +194,29 @@ class PatchEncoder(keras.layers.Layer):
             "grid": self.grid,
             "hidden_dim": self.hidden_dim,
             "class_token": self.class_token,
+            "num_registers": self.num_registers,
+            "positions": self.positions,
             "dropout_rate": self.dropout_rate,
         }
 
 
-@register
-class StochasticDepth(keras.layers.Layer):
-    """In training, drops a residual branch for whole examples and scales up the ones it keeps.
+def sincos_2d(grid, hidden_dim):
+    """Returns fixed positions `(1, n, d)`: sine and cosine of column and row, a quarter of d each.
 
-    Args:
-        rate: Probability that an example's branch is dropped.
-        seed: Optional integer seed.
-    Input shape: `(b, ...)`.
-    Output shape: as the input.
-    Source: Huang et al. 2016; per example and scaled by 1 / (1 - rate), as is usual for ViTs.
+    Raises:
+        InputError: (a ValueError) If d is not a multiple of 4, and at least 8.
+    Source: Chen et al. 2021 (MoCo v3); Beyer et al. 2022, "Better plain ViT baselines".
     """
-
-    def __init__(self, rate, seed=None, **kwargs):
-        super().__init__(**kwargs)
-        if not 0 <= rate < 1:
-            raise ValueError(f"`rate` must lie in [0, 1). Received: rate={rate}.")
-        self.rate = float(rate)
-        self.seed = seed
-        # One without a rate has no generator, as keras.layers.Dropout does it.
-        self.seed_generator = SeedGenerator(seed) if self.rate else None
-        self.built = True
-
-    def compute_output_shape(self, input_shape):
-        """As the input."""
-        return input_shape
-
-    def call(self, x, training=None):
-        """Drops whole examples."""
-        if not training or not self.rate:
-            return x
-        shape = (ops.shape(x)[0],) + (1,) * (len(x.shape) - 1)
-        kept = keras.random.uniform(shape, seed=self.seed_generator) >= self.rate
-        return x * ops.cast(kept, x.dtype) / (1 - self.rate)
-
-    def get_config(self):
-        """The constructor's arguments."""
-        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+    if hidden_dim % 4 or hidden_dim < 8:
+        raise InputError(
+            "`positions=sincos_2d` needs a width that is 4 times 2 or more. "
+            f"Received: hidden_dim={hidden_dim}."
+        )
+    rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1)  # (n, 1) each
+    rates = 1e4 ** -np.linspace(0, 1, hidden_dim // 4)
+    parts = [np.sin(columns * rates), np.cos(columns * rates), np.sin(rows * rates)]
+    table = np.concatenate([*parts, np.cos(rows * rates)], axis=1)[None]
+    return table.astype("float32")
 
 
 @register

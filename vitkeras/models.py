@@ -9,7 +9,8 @@ from typing import NamedTuple
 import keras
 
 from vitkeras.errors import InputError, nearest
-from vitkeras.layers import GELUS, PatchEncoder, Patches, TransformerBlock
+from vitkeras.heads import MapHead
+from vitkeras.layers import GELUS, POSITIONS, PatchEncoder, Patches, TransformerBlock
 from vitkeras.private import decays
 from vitkeras.stem import HybridStem
 
@@ -18,7 +19,7 @@ if keras.backend.backend() == "tensorflow":
 else:  # a TensorFlow step cannot run elsewhere
     Base = keras.Model
 
-CLASSIFIERS = ("token", "gap")
+CLASSIFIERS = ("token", "gap", "map")
 
 
 @keras.saving.register_keras_serializable(package="vitkeras")
@@ -161,6 +162,8 @@ def vit(
     image_size: int | tuple[int, int] = 224,
     num_classes: int = 1000,
     classifier: str = "token",
+    positions: str = "learned",
+    num_registers: int = 0,
     pre_logits: bool = False,
     include_top: bool = True,
     dropout_rate: float = 0.0,
@@ -181,8 +184,10 @@ def vit(
             Or a hybrid of `HYBRIDS`: "R50+B/16".
         image_size: Side in pixels, or (height, width); divisible by the patch size.
         num_classes: Number of logits.
-        classifier: What represents the image: "token", the class token, or "gap", the mean of
-            all patch tokens (no class token then).
+        classifier: What represents the image: "token", the class token; "gap", the mean of all
+            patch tokens; "map", attention pooling over them (no class token then).
+        positions: "learned" (the paper's), "learned_2d", "sincos_2d" or "none".
+        num_registers: Learned tokens that stand for nothing, between class token and patches.
         pre_logits: Whether a dense layer of the same width and a tanh come before the head,
             as in the original pretraining on ImageNet-21k.
         include_top: Without it the output is what the head would see.
@@ -208,13 +213,21 @@ def vit(
         stem = HybridStem(num_units, dtype=dtype_policy(dtype), name="stem")
     stride = patch_size * (stem.stride if stem else 1)
     height, width = image_shape(image_size, stride)
-    for label, value, choices in (("classifier", classifier, CLASSIFIERS), ("gelu", gelu, GELUS)):
+    for label, value, choices in (
+        ("classifier", classifier, CLASSIFIERS),
+        ("positions", positions, POSITIONS),
+        ("gelu", gelu, GELUS),
+    ):
         if value not in choices:
             raise InputError(f"`{label}` must be one of {choices}. Received: {label}={value!r}.")
     if sizes.hidden_dim % sizes.num_heads:
         raise InputError(
             "`hidden_dim` must be divisible by `num_heads`. "
             f"Received: hidden_dim={sizes.hidden_dim}, num_heads={sizes.num_heads}."
+        )
+    if num_registers < 0:
+        raise InputError(
+            f"`num_registers` must be 0 or more. Received: num_registers={num_registers}."
         )
     if include_top and num_classes < 1:
         raise InputError(f"`num_classes` must be at least 1. Received: num_classes={num_classes}.")
@@ -230,14 +243,17 @@ def vit(
     images = keras.Input((height, width, 3), name="images", dtype="float32")
     x = stem(images) if stem else images  # (b, h/s, w/s, c)
     x = Patches(patch_size, dtype=policy, name="patches")(x)  # (b, n, p*p*c)
-    x = PatchEncoder(
+    encoder = PatchEncoder(
         grid=(height // stride, width // stride),
         hidden_dim=sizes.hidden_dim,
         class_token=classifier == "token",
+        num_registers=num_registers,
+        positions=positions,
         dropout_rate=dropout_rate,
         dtype=policy,
         name="patch_encoder",
-    )(x)  # (b, t, d)
+    )
+    x = encoder(x)  # (b, t, d)
 
     # Encoder
     for i in range(sizes.num_layers):
@@ -257,7 +273,11 @@ def vit(
     if classifier == "token":
         x = x[:, 0]  # (b, d)
     else:
-        x = keras.layers.GlobalAveragePooling1D(dtype=policy, name="pool")(x)
+        x = x[:, num_registers:] if num_registers else x  # (b, n, d)
+        if classifier == "map":
+            x = MapHead(sizes.num_heads, sizes.mlp_dim, dtype=policy, name="map_head")(x)
+        else:
+            x = keras.layers.GlobalAveragePooling1D(dtype=policy, name="pool")(x)
     if pre_logits:
         x = keras.layers.Dense(
             sizes.hidden_dim, activation="tanh", dtype=policy, name="pre_logits"

@@ -6,7 +6,7 @@ Letters in shapes as in `layers.py`.
 import keras
 from keras import ops
 
-from vitkeras.layers import register
+from vitkeras.dropping import register
 
 GROUPS = 32
 EPSILON = 1e-6

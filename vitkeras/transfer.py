@@ -3,9 +3,10 @@
 import numpy as np
 
 from vitkeras.errors import InputError
-from vitkeras.positions import resize_patches, resize_positions
+from vitkeras.positions import resize_matrix, resize_patches, resize_positions
 
 POSITIONS = "patch_encoder/position_embedding"
+LINES = ("patch_encoder/row_embedding", "patch_encoder/column_embedding")
 PROJECTION = "patch_encoder/projection/kernel"
 
 
@@ -76,6 +77,10 @@ def _resized(source, target, path, value, resize):
         here, there = source.get_layer("patch_encoder"), target.get_layer("patch_encoder")
         if here.class_token == there.class_token:
             return resize_positions(value, here.grid, there.grid, int(here.class_token), resize)
+    if path in LINES:
+        axis = LINES.index(path)
+        old, new = (m.get_layer("patch_encoder").grid[axis] for m in (source, target))
+        return resize_matrix(old, new, resize) @ np.asarray(value)
     if path == PROJECTION:
         old, new = (model.get_layer("patches").patch_size for model in (source, target))
         kernel = np.asarray(value).reshape(old, old, -1, value.shape[1])

@@ -32,8 +32,12 @@ def get_config():
     config.num_layers = placeholder(int)
     # (height, width) in pixels.
     config.image_size = (224, 224)
-    # token or gap.
+    # token, gap or map.
     config.classifier = "token"
+    # learned, learned_2d, sincos_2d or none.
+    config.positions = "learned"
+    # Tokens that stand for nothing.
+    config.num_registers = 0
     # A tanh layer before the head.
     config.pre_logits = False
     # Dropout, and stochastic depth of the last block.

@@ -19,9 +19,9 @@ from vitkeras import storage
 
 
 def arguments(workdir, data_dir, *more, **fields):
-    """A run on the digits: 3 epochs of 11 steps in executions of 3, dropout and EMA."""
+    """A run on the digits: 3 epochs of 44 steps in executions of 3, dropout and EMA."""
     fields = {
-        "data_dir": data_dir, "batch_size": 128, "epochs": 3, "evaluate_every": 2,
+        "data_dir": data_dir, "batch_size": 32, "epochs": 3, "evaluate_every": 2,
         "save_steps": 4, "dropout_rate": 0.1, "ema_momentum": 0.9, "hidden_dim": 32,
         "mlp_dim": 64, "num_layers": 2, "warmup_steps": 3, "steps_per_execution": 3, **fields,
     }  # fmt: skip
@@ -90,7 +90,8 @@ def whole(data_dir, tmp_path_factory):
 def test_a_stopped_run_is_saved_and_goes_on_bit_for_bit(number, whole, data_dir, tmp_path):
     command = arguments(tmp_path / "run", data_dir)
     process = start(command)
-    follow(process, "epoch 1/3")
+    follow(process, "parameters")
+    wait_for(tmp_path / "run" / "state", process, newer_than(set()))  # inside the first epoch
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 75, error
@@ -151,6 +152,7 @@ def test_a_full_disk_is_named_and_the_old_state_is_whole(data_dir, tmp_path):
 @pytest.mark.slow
 def test_two_hosts_one_of_which_dies_go_on_to_the_numbers_of_one_device(data_dir, tmp_path):
     fields = {"dropout_rate": 0, "stochastic_depth_rate": 0, "epochs": 12, "evaluate_every": 6}
+    fields["batch_size"] = 128
     alone = python(*arguments(tmp_path / "alone", data_dir, strategy="one_device", **fields))
     assert alone.returncode == 0, alone.stderr
     run = tmp_path / "hosts"

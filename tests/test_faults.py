@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,17 @@ def test_a_second_run_in_one_directory_is_refused(whole, data_dir):
         done = python(*arguments(whole[0], data_dir))
     assert done.returncode == 2 and "where another process is training" in done.stderr
     assert sorted(whole[0].rglob("*")) == before
+
+
+def test_a_damaged_state_is_named_replaced_and_leaves_no_trace(whole, data_dir, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    newest = max((tmp_path / "run" / "state").iterdir())
+    content = (newest / "arrays.npz").read_bytes()
+    (newest / "arrays.npz").write_bytes(content[: len(content) // 2])
+    done = python(*arguments(tmp_path / "run", data_dir))
+    assert done.returncode == 0, done.stderr
+    assert f"{newest.name} is damaged" in done.stderr and "going on after step" in done.stderr
+    same_runs(tmp_path / "run", whole[0])
 
 
 def test_a_full_disk_is_named_and_the_old_state_is_whole(data_dir, tmp_path):

@@ -148,10 +148,18 @@ def test_a_damaged_state_is_named_and_the_one_before_taken(tmp_path):
     arrays, extra = checkpoints.latest_state(tmp_path, said.append)
     assert extra["step"] == 2 and arrays["x"][0] == 2
     assert len(said) == 1 and "step-000000003 is damaged" in said[0]
+    checkpoints.remove_newer(tmp_path, 2)  # else it would count as one of the two that are kept
+    checkpoints.save_state(tmp_path, 4, {"x": np.full(100, 4)}, {})
+    checkpoints.save_state(tmp_path, 5, {"x": np.full(100, 5)}, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000004", "step-000000005"]
+    assert checkpoints.latest_state(tmp_path, said.append)[1]["step"] == 5
+    (tmp_path / "step-000000005").rename(tmp_path / "step-000000002")
+    (tmp_path / "step-000000004" / "state.json").unlink()
     (tmp_path / "step-000000002" / "state.json").unlink()
     assert checkpoints.latest_state(tmp_path, said.append) is None  # without its marker, not whole
     (tmp_path / "step-000000002" / "state.json").write_text("{")
-    assert checkpoints.latest_state(tmp_path, said.append) is None
+    with pytest.raises(RunError, match="No saved state in .* can be read any more"):
+        checkpoints.latest_state(tmp_path, said.append)
     assert "step-000000002 cannot be read" in said[-1]
 
 

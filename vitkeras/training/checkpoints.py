@@ -76,11 +76,15 @@ def _states(folder):
 
 
 def latest_state(folder, warn=print):
-    """Returns `(arrays, extra)` of the newest undamaged state, or None.
+    """Returns `(arrays, extra)` of the newest undamaged state, or None where none was saved.
 
     A damaged state is named through `warn`, and the one before it is taken.
+
+    Raises:
+        RunError: If there are states, and all are damaged.
     """
-    for path in _states(folder):
+    states = _states(folder)
+    for path in states:
         try:
             extra = json.loads((path / MARKER).read_text())
             content = (path / "arrays.npz").read_bytes()
@@ -92,7 +96,19 @@ def latest_state(folder, warn=print):
             continue
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             return dict(file), extra
+    if states:
+        raise RunError(
+            f"No saved state in {folder} can be read any more. Remove that folder to begin anew, "
+            "or choose another run directory."
+        )
     return None
+
+
+def remove_newer(folder, step):
+    """Removes the states after `step`: damaged ones, which would else count among those kept."""
+    for path in _folders(folder):
+        if int(path.name.removeprefix("step-")) > step:
+            storage.remove_folder(path, MARKER)
 
 
 class StateWriter:

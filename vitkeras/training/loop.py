@@ -16,7 +16,7 @@ from vitkeras.training.callbacks import (
     ProgressLine,
     StateKeeper,
 )
-from vitkeras.training.checkpoints import StateWriter, latest_state
+from vitkeras.training.checkpoints import StateWriter, latest_state, remove_newer
 from vitkeras.training.interruption import Interruption
 from vitkeras.training.strategy import is_chief, is_multi_worker, mean_over_hosts
 
@@ -65,7 +65,7 @@ def train(
         The rows of metrics.csv, one dict an epoch.
     Raises:
         Interrupted: After a signal, once everything is saved.
-        RunError: If the loss is not finite, or a state cannot be saved.
+        RunError: If the loss is not finite, or a state cannot be saved or none be read.
     """
     strategy = model.distribute_strategy
     chief = is_chief(strategy)
@@ -81,6 +81,8 @@ def train(
         say(f"all {epochs} epochs are done already")
         return extra["rows"]
     if found:
+        if chief:
+            remove_newer(run.path / "state", position.total)
         say(f"going on after step {position.total} of {epochs * steps_per_epoch}")
 
     writer = StateWriter(run.path / "state") if chief else None

@@ -11,19 +11,20 @@ ALLOWED = {
     "storage": set(),
     "dropping": set(),
     "layers": {"dropping"},
+    "tokens": {"dropping"},
     "heads": {"dropping"},
     "stem": {"dropping"},
     "positions": set(),
     "private": set(),
     "exact": {"private"},
-    "models": {"layers", "heads", "stem", "exact", "private"},
+    "models": {"layers", "tokens", "heads", "stem", "exact", "private"},
     "transfer": {"positions"},
     "runs": {"models", "storage"},
     "data": set(),
     "training": {"private", "storage"},
     "evaluation": set(),
     "serving": {"data"},
-    "__init__": {"dropping", "heads", "layers", "models", "stem", "transfer"},
+    "__init__": {"dropping", "heads", "layers", "models", "stem", "tokens", "transfer"},
 }
 ONLY_IN_EXPERIMENTS = {"absl", "ml_collections", "matplotlib"}
 

@@ -4,6 +4,7 @@ import pytest
 from conftest import check_layer
 
 from vitkeras import layers as vkl
+from vitkeras import tokens as vkt
 from vitkeras.heads import MapHead
 
 TOKENS = (2, 5, 12)
@@ -12,19 +13,23 @@ TOKENS = (2, 5, 12)
 @pytest.mark.parametrize(
     "make, shape",
     [
-        (lambda: vkl.Patches(4), (2, 8, 12, 3)),
-        (lambda: vkl.PatchEncoder((2, 3), 12), (2, 6, 20)),
-        (lambda: vkl.PatchEncoder((2, 3), 12, class_token=False, dropout_rate=0.1), (2, 6, 20)),
-        (lambda: vkl.PatchEncoder((2, 3), 12, True, 2), (2, 6, 20)),
-        (lambda: vkl.PatchEncoder((2, 3), 12, False, 2, "none"), (2, 6, 20)),
-        (lambda: vkl.PatchEncoder((2, 3), 13, True, 1, "learned_2d"), (2, 6, 20)),
-        (lambda: vkl.PatchEncoder((2, 3), 12, False, 0, "sincos_2d"), (2, 6, 20)),
+        (lambda: vkt.Patches(4), (2, 8, 12, 3)),
+        (lambda: vkt.PatchEncoder((2, 3), 12), (2, 6, 20)),
+        (lambda: vkt.PatchEncoder((2, 3), 12, class_token=False, dropout_rate=0.1), (2, 6, 20)),
+        (lambda: vkt.PatchEncoder((2, 3), 12, True, 2), (2, 6, 20)),
+        (lambda: vkt.PatchEncoder((2, 3), 12, False, 2, "none"), (2, 6, 20)),
+        (lambda: vkt.PatchEncoder((2, 3), 13, True, 1, "learned_2d"), (2, 6, 20)),
+        (lambda: vkt.PatchEncoder((2, 3), 12, False, 0, "sincos_2d"), (2, 6, 20)),
+        (lambda: vkt.PositionEmbedding((2, 2)), TOKENS),
+        (lambda: vkt.PositionEmbedding((1, 3), "learned_2d", True, 1), TOKENS),
         (lambda: MapHead(3, 24), TOKENS),
         (lambda: vkl.StochasticDepth(0.4), TOKENS),
         (lambda: vkl.LayerScale(0.1), TOKENS),
         (lambda: vkl.SelfAttention(3), TOKENS),
+        (lambda: vkl.SelfAttention(3, relative_positions=True), TOKENS),
         (lambda: vkl.TransformerBlock(3, 24), TOKENS),
         (lambda: vkl.TransformerBlock(3, 24, 0.1, 0.2, layer_scale=0.5, gelu="exact"), TOKENS),
+        (lambda: vkl.TransformerBlock(3, 24, relative_positions=True), TOKENS),
     ],
 )
 def test_layer_contract(make, shape, tmp_path):
@@ -33,7 +38,7 @@ def test_layer_contract(make, shape, tmp_path):
 
 def test_patches_are_row_major_with_row_column_channel_inside():
     images = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
-    patches = np.asarray(vkl.Patches(2)(images))
+    patches = np.asarray(vkt.Patches(2)(images))
     assert patches.shape == (2, 6, 12)
     for row in range(2):
         for column in range(3):
@@ -43,26 +48,26 @@ def test_patches_are_row_major_with_row_column_channel_inside():
 
 def test_patches_refuse_what_does_not_divide():
     with pytest.raises(ValueError, match="divisible by.*height=9, width=8, patch_size=4"):
-        vkl.Patches(4)(np.zeros((1, 9, 8, 3)))
+        vkt.Patches(4)(np.zeros((1, 9, 8, 3)))
 
 
 def test_patch_encoder_is_equation_1():
-    layer = vkl.PatchEncoder((2, 2), 5)
+    layer = vkt.PatchEncoder((2, 2), 5)
     patches = np.random.default_rng(0).normal(size=(3, 4, 7)).astype("float32")
     layer.build(patches.shape)
     layer.token.assign(np.full((1, 1, 5), 3.0))
     kernel, bias = layer.projection.get_weights()
-    places = layer.position_embedding.numpy()
+    places = layer.positions.embedding.numpy()
     expected = np.concatenate([np.full((3, 1, 5), 3.0), patches @ kernel + bias], 1) + places
     np.testing.assert_allclose(layer(patches), expected, atol=1e-5)
 
 
 def test_registers_come_after_the_class_token_and_have_no_position():
-    layer = vkl.PatchEncoder((2, 2), 5, num_registers=2)
+    layer = vkt.PatchEncoder((2, 2), 5, num_registers=2)
     patches = np.random.default_rng(0).normal(size=(3, 4, 7)).astype("float32")
     out = layer(patches)
     assert out.shape == (3, 7, 5) and layer.num_prefix_tokens == 3
-    places = layer.position_embedding.numpy()
+    places = layer.positions.embedding.numpy()
     assert places.shape == (1, 5, 5)
     np.testing.assert_allclose(out[:, :1], np.broadcast_to(places[:, :1], (3, 1, 5)))
     np.testing.assert_allclose(out[0, 1:3], layer.registers[0])
@@ -72,7 +77,7 @@ def test_registers_come_after_the_class_token_and_have_no_position():
 
 def test_two_dimensional_positions_are_row_plus_column():
     for positions in ("learned_2d", "sincos_2d"):
-        layer = vkl.PatchEncoder((3, 4), 16, positions=positions)
+        layer = vkt.PatchEncoder((3, 4), 16, positions=positions)
         patches = np.zeros((1, 12, 7), "float32")
         table = np.asarray(layer(patches))[0, 1:].reshape(3, 4, 16)
         assert len(np.unique(table.reshape(12, 16), axis=0)) == 12
@@ -81,7 +86,7 @@ def test_two_dimensional_positions_are_row_plus_column():
 
 
 def test_sincos_is_sine_and_cosine_of_the_place():
-    table = vkl.sincos_2d((2, 3), 8)[0].reshape(2, 3, 8)
+    table = vkt.sincos_2d((2, 3), 8)[0].reshape(2, 3, 8)
     for row in range(2):
         for column in range(3):
             expected = [
@@ -90,7 +95,7 @@ def test_sincos_is_sine_and_cosine_of_the_place():
             ]  # fmt: skip
             np.testing.assert_allclose(table[row, column], expected, atol=1e-6)
     with pytest.raises(ValueError, match="Received: hidden_dim=10"):
-        vkl.sincos_2d((2, 3), 10)
+        vkt.sincos_2d((2, 3), 10)
 
 
 def test_the_map_head_is_attention_from_its_probe():
@@ -118,7 +123,7 @@ def test_the_map_head_is_attention_from_its_probe():
 
 def test_patch_encoder_refuses_another_grid():
     with pytest.raises(ValueError, match=r"6 patches, grid=\(2, 2\)"):
-        vkl.PatchEncoder((2, 2), 4)(np.zeros((1, 6, 3)))
+        vkt.PatchEncoder((2, 2), 4)(np.zeros((1, 6, 3)))
 
 
 def norm(x, layer):
@@ -127,14 +132,18 @@ def norm(x, layer):
     return x * gamma + beta
 
 
-def attention(x, layer, heads):
+def attention(x, layer, heads, relative=None):
     kernel, bias = layer.qkv.get_weights()
     query, key, value = np.split(x @ kernel + bias, 3, axis=-1)
     side = x.shape[-1] // heads
     outputs, maps = [], []
     for k in range(heads):
         q, r, v = (a[..., k * side : (k + 1) * side] for a in (query, key, value))
-        scores = np.exp(q @ r.swapaxes(1, 2) / np.sqrt(side))
+        scores = q @ r.swapaxes(1, 2)
+        for i, j in np.ndindex(scores.shape[1:]) if relative is not None else ():
+            vector = relative[j - i + x.shape[1] - 1, k * side : (k + 1) * side]
+            scores[:, i, j] += q[:, i] @ vector
+        scores = np.exp(scores / np.sqrt(side))
         maps.append(scores / scores.sum(-1, keepdims=True))
         outputs.append(maps[-1] @ v)
     kernel, bias = layer.out.get_weights()
@@ -163,6 +172,20 @@ def test_block_is_equations_2_and_3(gelu):
     np.testing.assert_allclose(output, z + h @ kernel + bias, atol=3e-6)
     np.testing.assert_allclose(scores, maps, atol=1e-6)
     np.testing.assert_allclose(block(x), output, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*softmax over axis -1")  # of one token: Keras wonders why
+def test_relative_positions_are_products_with_what_stands_for_the_distance():
+    for tokens in (1, 2, 5):
+        layer = vkl.SelfAttention(3, relative_positions=True)
+        x = np.random.default_rng(1).normal(size=(2, tokens, 12)).astype("float32")
+        layer.build(x.shape)
+        table = np.random.default_rng(2).normal(size=(2 * tokens - 1, 12))
+        layer.relative.assign(table)
+        output, maps = attention(x, layer, 3, table)
+        mine, scores = layer(x, return_attention_scores=True)
+        np.testing.assert_allclose(scores, maps, atol=1e-6)
+        np.testing.assert_allclose(mine, output, atol=1e-5)
 
 
 def test_dropout_stands_after_every_dense_layer_but_qkv():

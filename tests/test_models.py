@@ -50,6 +50,9 @@ def test_parameter_counts_without_allocating():
         {"variant": "R+Ti/16", "image_size": (32, 64)},
         {"classifier": "map", "positions": "sincos_2d", "num_registers": 2},
         {"positions": "learned_2d", "num_registers": 1},
+        {"positions": "relative", "classifier": "token_gap", "epsilon": 1e-3},
+        {"positions_at": "every_block", "num_registers": 1},
+        {"positions_at": "every_block_shared", "positions": "learned_2d"},
         {"variant": "R26+S/32", "image_size": 64, "dtype": "mixed_bfloat16"},
     ],
 )
@@ -140,6 +143,11 @@ def test_stochastic_depth_grows_linearly():
         (("B/16", {"image_size": "big"}), "positive integer or a pair.*'big'"),
         (("B/16", {"classifier": "max"}), r"`classifier` must be one of \('token', .*'max'"),
         (("B/16", {"positions": "rotary"}), "`positions` must be one of.*'rotary'"),
+        (("B/16", {"positions_at": "everywhere"}), "`positions_at` must be one of.*'everywhere'"),
+        (
+            ("B/16", {"positions_at": "every_block", "positions": "relative"}),
+            "must be input unless.*positions='relative'",
+        ),
         (("B/16", {"num_registers": -1}), "num_registers=-1"),
         (
             ("Ti/16", {"positions": "sincos_2d", "hidden_dim": 6}),
@@ -159,7 +167,7 @@ def test_bad_arguments(arguments, message):
 
 
 @pytest.mark.parametrize("classifier", ["token", "gap", "map"])
-@pytest.mark.parametrize("positions", ["none", "learned", "learned_2d", "sincos_2d"])
+@pytest.mark.parametrize("positions", ["none", "learned", "learned_2d", "sincos_2d", "relative"])
 def test_only_without_positions_the_order_of_patches_does_not_matter(positions, classifier):
     model = vk.vit(
         "Ti/4", image_size=8, classifier=classifier, positions=positions, num_registers=1,
@@ -169,3 +177,40 @@ def test_only_without_positions_the_order_of_patches_does_not_matter(positions, 
     moved = np.concatenate([image[4:], image[:4]])  # the rows of patches change places
     out, other = np.asarray(model(np.stack([image, moved])))
     assert (np.abs(out - other).max() < 1e-4) == (positions == "none")
+
+
+@pytest.mark.parametrize("positions_at", ["every_block", "every_block_shared"])
+def test_positions_are_added_before_every_block(positions_at):
+    options = {"image_size": 8, "num_registers": 1, "include_top": False, **TINY}
+    model = vk.vit("Ti/4", positions_at=positions_at, **options)
+    plain = vk.vit("Ti/4", positions="none", **options)
+    added = [layer for layer in model.layers if isinstance(layer, vk.PositionEmbedding)]
+    names = ["positions"] if positions_at == "every_block_shared" else [
+        "positions_00", "positions_01"
+    ]  # fmt: skip
+    assert [layer.name for layer in added] == names
+    for weight in model.weights:
+        weight.assign(np.random.default_rng(len(weight.path)).normal(size=weight.shape))
+    of_place = {weight.path for layer in added for weight in layer.weights}
+    plain.set_weights([w for w in model.weights if w.path not in of_place])
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype("float32")
+    x = plain.get_layer("patch_encoder")(plain.get_layer("patches")(images))
+    for i, layer in enumerate(added * 2 if len(added) == 1 else added):
+        table = np.asarray(layer.embedding)
+        x = np.array(x)
+        x[:, :1] += table[:, :1]
+        x[:, 2:] += table[:, 1:]  # the register in between has none
+        x = plain.get_layer(f"block_{i:02d}")(x)
+    expected = plain.get_layer("norm")(x)[:, 0]
+    np.testing.assert_allclose(model(images), expected, atol=1e-4)
+    assert not np.allclose(model(images), plain(images))
+
+
+def test_token_gap_is_the_class_token_and_the_mean_of_the_patches():
+    options = {"image_size": 8, "num_registers": 2, "include_top": False, **TINY}
+    model = vk.vit("Ti/4", classifier="token_gap", **options)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype("float32")
+    tokens = np.asarray(keras.Model(model.input, model.get_layer("norm").output)(images))
+    assert tokens.shape == (2, 7, 24) and model.output_shape == (None, 48)
+    expected = np.concatenate([tokens[:, 0], tokens[:, 3:].mean(1)], 1)
+    np.testing.assert_allclose(model(images), expected, atol=1e-6)

@@ -128,9 +128,9 @@ def test_all_but_the_head_is_copied():
 def test_positions_are_resized_also_when_only_the_shape_of_the_grid_differs():
     source, target = models(image_size=(16, 16), num_classes=5)
     report = vk.transfer_weights(source, target)
-    assert report["resized"] == ["patch_encoder/position_embedding"]
-    old = source.get_layer("patch_encoder").position_embedding
-    new = target.get_layer("patch_encoder").position_embedding
+    assert report["resized"] == ["patch_encoder/positions/embedding"]
+    old = source.get_layer("patch_encoder").positions.embedding
+    new = target.get_layer("patch_encoder").positions.embedding
     assert old.shape == new.shape
     np.testing.assert_allclose(new, resize_positions(old, (2, 8), (4, 4), 1), atol=1e-6)
 
@@ -139,10 +139,10 @@ def test_positions_of_rows_and_columns_are_resized_alone():
     options = {"num_classes": 3, "positions": "learned_2d", "num_registers": 2, **TINY}
     source, target = (vk.vit("Ti/4", image_size=s, **options) for s in ((8, 32), (16, 32)))
     report = vk.transfer_weights(source, target)
-    assert report["resized"] == ["patch_encoder/row_embedding"]
-    rows = [np.asarray(m.get_layer("patch_encoder").row_embedding) for m in (source, target)]
+    assert report["resized"] == ["patch_encoder/positions/rows"]
+    rows = [np.asarray(m.get_layer("patch_encoder").positions.rows) for m in (source, target)]
     np.testing.assert_allclose(rows[1], resize_matrix(2, 4, "zoom") @ rows[0], atol=1e-6)
-    with pytest.raises(InputError, match="row_embedding: missing in the source"):
+    with pytest.raises(InputError, match="rows: missing in the source"):
         vk.transfer_weights(models()[0], target)
 
 

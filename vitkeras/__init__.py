@@ -2,9 +2,10 @@
 
 from vitkeras.dropping import StochasticDepth
 from vitkeras.heads import MapHead
-from vitkeras.layers import LayerScale, PatchEncoder, Patches, SelfAttention, TransformerBlock
+from vitkeras.layers import LayerScale, SelfAttention, TransformerBlock
 from vitkeras.models import HYBRIDS, VARIANTS, vit
 from vitkeras.stem import HybridStem
+from vitkeras.tokens import PatchEncoder, Patches, PositionEmbedding
 from vitkeras.transfer import transfer_weights
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "MapHead",
     "PatchEncoder",
     "Patches",
+    "PositionEmbedding",
     "SelfAttention",
     "StochasticDepth",
     "TransformerBlock",

@@ -1,6 +1,7 @@
 """`vit(...)`: one functional builder for every Vision Transformer of the paper.
 
 Layer names are a contract: stem, patches, patch_encoder, block_00 ..., norm, pre_logits, head.
+(And, where there are such: positions, positions_00 ..., pool, map_head, features.)
 """
 
 import re
@@ -10,16 +11,20 @@ import keras
 
 from vitkeras.errors import InputError, nearest
 from vitkeras.heads import MapHead
-from vitkeras.layers import GELUS, POSITIONS, PatchEncoder, Patches, TransformerBlock
+from vitkeras.layers import GELUS, TransformerBlock
 from vitkeras.private import decays
 from vitkeras.stem import HybridStem
+from vitkeras.tokens import POSITIONS as PLACES
+from vitkeras.tokens import PatchEncoder, Patches, PositionEmbedding
 
 if keras.backend.backend() == "tensorflow":
     from vitkeras.exact import ExactModel as Base
 else:  # a TensorFlow step cannot run elsewhere
     Base = keras.Model
 
-CLASSIFIERS = ("token", "gap", "map")
+CLASSIFIERS = ("token", "gap", "map", "token_gap")
+POSITIONS = (*PLACES, "relative")
+POSITIONS_AT = ("input", "every_block", "every_block_shared")
 
 
 @keras.saving.register_keras_serializable(package="vitkeras")
@@ -163,6 +168,7 @@ def vit(
     num_classes: int = 1000,
     classifier: str = "token",
     positions: str = "learned",
+    positions_at: str = "input",
     num_registers: int = 0,
     pre_logits: bool = False,
     include_top: bool = True,
@@ -170,6 +176,7 @@ def vit(
     stochastic_depth_rate: float = 0.0,
     layer_scale: float | None = None,
     gelu: str = "tanh",
+    epsilon: float = 1e-6,
     hidden_dim: int | None = None,
     mlp_dim: int | None = None,
     num_heads: int | None = None,
@@ -185,8 +192,12 @@ def vit(
         image_size: Side in pixels, or (height, width); divisible by the patch size.
         num_classes: Number of logits.
         classifier: What represents the image: "token", the class token; "gap", the mean of all
-            patch tokens; "map", attention pooling over them (no class token then).
-        positions: "learned" (the paper's), "learned_2d", "sincos_2d" or "none".
+            patch tokens; "map", attention pooling over them (no class token in both);
+            "token_gap", the class token and the mean beside it, so 2 d numbers (DINOv2's).
+        positions: "learned" (the paper's), "learned_2d", "sincos_2d", "none", or "relative":
+            learned vectors in each block's attention, for how far two tokens stand apart.
+        positions_at: Where positions other than relative ones are added: "input", once;
+            "every_block", before each block, with weights of its own; "every_block_shared".
         num_registers: Learned tokens that stand for nothing, between class token and patches.
         pre_logits: Whether a dense layer of the same width and a tanh come before the head,
             as in the original pretraining on ImageNet-21k.
@@ -195,12 +206,14 @@ def vit(
         stochastic_depth_rate: Rate in the last block; it grows linearly from 0 in the first.
         layer_scale: Initial LayerScale value; None for none.
         gelu: "tanh", as the paper's authors train, or "exact".
+        epsilon: Added to the variance in every LayerNorm.
         hidden_dim, mlp_dim, num_heads, num_layers: Sizes that replace those of the letter.
         dtype: Keras dtype or policy of all layers, such as "mixed_bfloat16". Logits and features
             are always float32.
         name: Name of the model.
     Input shape: `(b, h, w, 3)`, values in [-1, 1].
-    Output shape: `(b, num_classes)` logits, or `(b, d)` features. The head starts at zero.
+    Output shape: `(b, num_classes)` logits, or `(b, d)` features (2 d with "token_gap").
+        The head starts at zero.
     Raises:
         InputError: (a ValueError) If an argument is unknown or does not fit another.
     Source: Dosovitskiy et al. 2021, section 3; https://github.com/google-research/vision_transformer.
@@ -216,10 +229,16 @@ def vit(
     for label, value, choices in (
         ("classifier", classifier, CLASSIFIERS),
         ("positions", positions, POSITIONS),
+        ("positions_at", positions_at, POSITIONS_AT),
         ("gelu", gelu, GELUS),
     ):
         if value not in choices:
             raise InputError(f"`{label}` must be one of {choices}. Received: {label}={value!r}.")
+    if positions_at != "input" and positions not in PLACES[:-1]:
+        raise InputError(
+            f"`positions_at` must be input unless `positions` is one of {PLACES[:-1]}. "
+            f"Received: positions_at={positions_at!r}, positions={positions!r}."
+        )
     if sizes.hidden_dim % sizes.num_heads:
         raise InputError(
             "`hidden_dim` must be divisible by `num_heads`. "
@@ -243,20 +262,29 @@ def vit(
     images = keras.Input((height, width, 3), name="images", dtype="float32")
     x = stem(images) if stem else images  # (b, h/s, w/s, c)
     x = Patches(patch_size, dtype=policy, name="patches")(x)  # (b, n, p*p*c)
+    grid, class_token = (height // stride, width // stride), "token" in classifier
     encoder = PatchEncoder(
-        grid=(height // stride, width // stride),
+        grid=grid,
         hidden_dim=sizes.hidden_dim,
-        class_token=classifier == "token",
+        class_token=class_token,
         num_registers=num_registers,
-        positions=positions,
+        positions=positions if positions in PLACES and positions_at == "input" else "none",
         dropout_rate=dropout_rate,
         dtype=policy,
         name="patch_encoder",
     )
     x = encoder(x)  # (b, t, d)
 
+    def place(name):
+        return PositionEmbedding(
+            grid, positions, class_token, num_registers, dtype=policy, name=name
+        )
+
     # Encoder
+    shared = place("positions") if positions_at == "every_block_shared" else None
     for i in range(sizes.num_layers):
+        if positions_at != "input":
+            x = (shared or place(f"positions_{i:02d}"))(x)
         x = TransformerBlock(
             num_heads=sizes.num_heads,
             mlp_dim=sizes.mlp_dim,
@@ -264,20 +292,25 @@ def vit(
             stochastic_depth_rate=stochastic_depth_rate * i / max(sizes.num_layers - 1, 1),
             layer_scale=layer_scale,
             gelu=gelu,
+            epsilon=epsilon,
+            relative_positions=positions == "relative",
             dtype=policy,
             name=f"block_{i:02d}",
         )(x)
-    x = keras.layers.LayerNormalization(epsilon=1e-6, dtype=policy, name="norm")(x)
+    x = keras.layers.LayerNormalization(epsilon=epsilon, dtype=policy, name="norm")(x)
 
     # Tokens to logits
+    patches = x[:, encoder.num_prefix_tokens :] if encoder.num_prefix_tokens else x  # (b, n, d)
     if classifier == "token":
         x = x[:, 0]  # (b, d)
+    elif classifier == "map":
+        x = MapHead(sizes.num_heads, sizes.mlp_dim, dtype=policy, name="map_head")(patches)
     else:
-        x = x[:, num_registers:] if num_registers else x  # (b, n, d)
-        if classifier == "map":
-            x = MapHead(sizes.num_heads, sizes.mlp_dim, dtype=policy, name="map_head")(x)
+        mean = keras.layers.GlobalAveragePooling1D(dtype=policy, name="pool")(patches)
+        if classifier == "token_gap":
+            x = keras.layers.Concatenate(dtype=policy, name="token_and_pool")([x[:, 0], mean])
         else:
-            x = keras.layers.GlobalAveragePooling1D(dtype=policy, name="pool")(x)
+            x = mean
     if pre_logits:
         x = keras.layers.Dense(
             sizes.hidden_dim, activation="tanh", dtype=policy, name="pre_logits"

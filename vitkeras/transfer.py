@@ -5,8 +5,8 @@ import numpy as np
 from vitkeras.errors import InputError
 from vitkeras.positions import resize_matrix, resize_patches, resize_positions
 
-POSITIONS = "patch_encoder/position_embedding"
-LINES = ("patch_encoder/row_embedding", "patch_encoder/column_embedding")
+POSITIONS = "patch_encoder/positions/embedding"
+LINES = ("patch_encoder/positions/rows", "patch_encoder/positions/columns")
 PROJECTION = "patch_encoder/projection/kernel"
 
 

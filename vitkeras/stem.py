@@ -10,29 +10,30 @@ from vitkeras.dropping import register
 
 GROUPS = 32
 EPSILON = 1e-6
+AXES = (0, 1, 2)  # of a kernel, all but its outputs
 
 
 @register
 class StdConv2D(keras.layers.Layer):
     """A convolution without bias whose kernel is standardised: mean 0, deviation 1 per output.
 
-    The kernel is standardised in float32, also under mixed precision. Padding is "same".
+    The kernel is standardised in float32, also under mixed precision. Padding is "same". The
+    conventions are those of the hybrids; BiT's differ in `deviation` and `convolve`.
 
     Args:
         filters: Channels that come out.
         kernel_size: Side of the kernel, in places.
         strides: In both directions.
-        epsilon: Added to the deviation.
     Input shape: `(b, h, w, c)`.
     Output shape: `(b, h / strides, w / strides, filters)`, rounded up.
     Source: Qiao et al. 2019, "Micro-Batch Training with Batch-Channel Normalization and Weight
         Standardization"; https://github.com/google-research/vision_transformer.
     """
 
-    def __init__(self, filters, kernel_size, strides=1, epsilon=1e-5, **kwargs):
+    def __init__(self, filters, kernel_size, strides=1, **kwargs):
         super().__init__(**kwargs)
         self.filters, self.kernel_size = int(filters), int(kernel_size)
-        self.strides, self.epsilon = int(strides), float(epsilon)
+        self.strides = int(strides)
 
     def build(self, input_shape):
         """Makes the kernel `(side, side, c, filters)`."""
@@ -48,13 +49,19 @@ class StdConv2D(keras.layers.Layer):
         height, width = (None if s is None else -(-s // self.strides) for s in input_shape[1:3])
         return input_shape[0], height, width, self.filters
 
+    def deviation(self, kernel):
+        """Returns what the kernel is divided by, `(1, 1, 1, filters)`; never 0."""
+        return ops.std(kernel, axis=AXES, keepdims=True) + 1e-5
+
+    def convolve(self, x, kernel, padding="same"):
+        """Convolves with a kernel that is standardised already."""
+        return ops.conv(x, kernel, self.strides, padding, data_format="channels_last")
+
     def call(self, x):
         """Standardises the kernel, then convolves."""
         kernel = ops.convert_to_tensor(self.kernel)
-        mean = ops.mean(kernel, axis=(0, 1, 2), keepdims=True)
-        deviation = ops.std(kernel, axis=(0, 1, 2), keepdims=True)
-        kernel = ops.cast((kernel - mean) / (deviation + self.epsilon), x.dtype)
-        return ops.conv(x, kernel, self.strides, "same", data_format="channels_last")
+        mean = ops.mean(kernel, axis=AXES, keepdims=True)
+        return self.convolve(x, ops.cast((kernel - mean) / self.deviation(kernel), x.dtype))
 
     def get_config(self):
         """The constructor's arguments."""
@@ -63,14 +70,13 @@ class StdConv2D(keras.layers.Layer):
             "filters": self.filters,
             "kernel_size": self.kernel_size,
             "strides": self.strides,
-            "epsilon": self.epsilon,
         }
 
 
-def group_norm(name, policy, **kwargs):
+def group_norm(name, policy, epsilon=EPSILON, **kwargs):
     """Returns a GroupNormalization as all these networks have it."""
     return keras.layers.GroupNormalization(
-        GROUPS, epsilon=EPSILON, dtype=policy, name=name, **kwargs
+        GROUPS, epsilon=epsilon, dtype=policy, name=name, **kwargs
     )
 
 
@@ -90,11 +96,15 @@ class Bottleneck(keras.layers.Layer):
         super().__init__(**kwargs)
         self.width, self.strides = int(width), int(strides)
 
+    def changes_shape(self, input_shape):
+        """Whether the shortcut needs a projection."""
+        return self.strides != 1 or input_shape[-1] != 4 * self.width
+
     def build(self, input_shape):
         """Makes the branch, and the projection where the shape changes."""
         policy, wide = self.dtype_policy, 4 * self.width
         inside = (*input_shape[:3], self.width)
-        self.project = self.strides != 1 or input_shape[-1] != wide
+        self.project = self.changes_shape(input_shape)
 
         def pair(number, shape, filters, side, strides=1, **kwargs):
             conv = StdConv2D(filters, side, strides, dtype=policy, name=f"conv{number}")

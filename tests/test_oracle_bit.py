@@ -1,0 +1,66 @@
+"""timm as an oracle for the BiT ResNets, where it can be installed."""
+
+import numpy as np
+import pytest
+
+from vitkeras.resnet import resnet
+
+REASON = "timm and torch have an environment of their own, see .ci/run"
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch", reason=REASON)
+
+
+@pytest.fixture(scope="module")
+def timm(torch):
+    # Torchvision's Python part names two operators that a build without its C++ part lacks.
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield pytest.importorskip("timm", reason=REASON)
+    del library  # the operators live as long
+
+
+def fill(parameters, seed):
+    """Random numbers for all parameters; those of one dimension around 1 (scales) or 0."""
+    rng = np.random.default_rng(seed)
+    for name, value in parameters:
+        numbers = rng.normal(size=tuple(value.shape))
+        if value.ndim == 1:
+            numbers = 0.2 * numbers + name.endswith("weight")
+        value.data.copy_(value.new_tensor(numbers))
+
+
+def theirs(path):
+    """timm's name of one of our weights."""
+    layer, *rest = path.split("/")
+    last = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias"}[rest[-1]]
+    if not layer.startswith("stage"):
+        return f"{({'root': 'stem.conv', 'norm': 'norm', 'head': 'head.fc'})[layer]}.{last}"
+    stage, unit = (int(part) - 1 for part in layer.removeprefix("stage").split("_unit"))
+    kind, _, letter = rest[0].partition("_")
+    part = f"{kind}{'abc'.index(letter) + 1}" if letter else "downsample.conv"
+    return f"stages.{stage}.blocks.{unit}.{part}.{last}"
+
+
+@pytest.mark.parametrize("shape", [(224, 224), (97, 130)])
+def test_logits_are_timms(timm, torch, shape):
+    peer = timm.create_model("resnetv2_50x1_bit", pretrained=False, num_classes=7).eval()
+    fill(peer.named_parameters(), seed=0)
+    state = {name: value.numpy() for name, value in peer.state_dict().items()}
+    model = resnet("R50x1", image_size=shape, num_classes=7)
+    for weight in model.weights:
+        value = state.pop(theirs(weight.path))
+        if value.ndim == 4:
+            value = value.transpose(2, 3, 1, 0)  # (out, in, h, w) to (h, w, in, out)
+        weight.assign(value.reshape(weight.shape))  # the head is a 1x1 convolution there
+    assert not state
+    images = np.random.default_rng(1).uniform(-1, 1, (2, *shape, 3)).astype("float32")
+    with torch.no_grad():
+        expected = peer(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+    scale = expected.std()
+    assert scale > 0.1
+    np.testing.assert_allclose(model(images) / scale, expected / scale, atol=1e-4)

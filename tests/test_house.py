@@ -18,13 +18,25 @@ ALLOWED = {
     "private": set(),
     "exact": {"private"},
     "models": {"layers", "tokens", "heads", "stem", "exact", "private"},
+    "resnet": {"dropping", "models", "stem"},
     "transfer": {"positions"},
     "runs": {"models", "storage"},
+    "weights": {"models", "resnet", "transfer", "runs", "storage"},
     "data": set(),
     "training": {"private", "storage"},
     "evaluation": set(),
     "serving": {"data"},
-    "__init__": {"dropping", "heads", "layers", "models", "stem", "tokens", "transfer"},
+    "__init__": {
+        "dropping",
+        "heads",
+        "layers",
+        "models",
+        "stem",
+        "tokens",
+        "transfer",
+        "resnet",
+        "weights",
+    },
 }
 ONLY_IN_EXPERIMENTS = {"absl", "ml_collections", "matplotlib"}
 
@@ -60,7 +72,7 @@ def test_public_names_exist():
     import vitkeras
 
     for name in vitkeras.__all__:
-        assert getattr(vitkeras, name).__doc__ or name in ("VARIANTS", "HYBRIDS")
+        assert getattr(vitkeras, name).__doc__ or name in ("VARIANTS", "HYBRIDS", "RESNETS")
 
 
 def test_jax_users_load_no_tensorflow():

@@ -167,3 +167,26 @@ def test_what_does_not_fit_is_named_and_nothing_is_copied():
         np.testing.assert_array_equal(old, new)
     with pytest.raises(InputError, match="do not fit"):
         vk.transfer_weights(*models(classifier="gap"))
+
+
+def test_positions_before_blocks_are_resized_and_relative_ones_cannot_be():
+    for positions_at, path in (
+        ("every_block", "positions_01/embedding"),
+        ("every_block_shared", "positions/embedding"),
+    ):
+        options = {"num_classes": 3, "positions_at": positions_at, **TINY}
+        source, target = (vk.vit("Ti/4", image_size=s, **options) for s in ((8, 32), (16, 16)))
+        assert path in vk.transfer_weights(source, target)["resized"]
+        name = path.partition("/")[0]
+        old, new = (np.asarray(m.get_layer(name).embedding) for m in (source, target))
+        np.testing.assert_allclose(new, resize_positions(old, (2, 8), (4, 4), 1), atol=1e-6)
+    options = {"num_classes": 3, "positions": "relative", **TINY}
+    source, target = (vk.vit("Ti/4", image_size=s, **options) for s in ((8, 32), (16, 16)))
+    with pytest.raises(InputError, match=r"attention/relative: \(33, 24\) against \(33, 24\)"):
+        vk.transfer_weights(source, target)
+
+
+def test_a_deeper_source_is_refused():
+    deeper = vk.vit("Ti/4", image_size=(8, 32), num_classes=3, **TINY | {"num_layers": 3})
+    with pytest.raises(InputError, match="block_02/.*which the model does not have"):
+        vk.transfer_weights(deeper, models()[1])

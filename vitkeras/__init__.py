@@ -4,12 +4,15 @@ from vitkeras.dropping import StochasticDepth
 from vitkeras.heads import MapHead
 from vitkeras.layers import LayerScale, SelfAttention, TransformerBlock
 from vitkeras.models import HYBRIDS, VARIANTS, vit
+from vitkeras.resnet import RESNETS, resnet
 from vitkeras.stem import HybridStem
 from vitkeras.tokens import PatchEncoder, Patches, PositionEmbedding
 from vitkeras.transfer import transfer_weights
+from vitkeras.weights import from_pretrained, load_weights, save_weights
 
 __all__ = [
     "HYBRIDS",
+    "RESNETS",
     "VARIANTS",
     "HybridStem",
     "LayerScale",
@@ -20,6 +23,10 @@ __all__ = [
     "SelfAttention",
     "StochasticDepth",
     "TransformerBlock",
+    "from_pretrained",
+    "load_weights",
+    "resnet",
+    "save_weights",
     "transfer_weights",
     "vit",
 ]

@@ -22,7 +22,7 @@ if keras.backend.backend() == "tensorflow":
 else:  # a TensorFlow step cannot run elsewhere
     Base = keras.Model
 
-CLASSIFIERS = ("token", "gap", "map", "token_gap")
+CLASSIFIERS = ("token", "gap", "gap_norm", "map", "token_gap")
 POSITIONS = (*PLACES, "relative")
 POSITIONS_AT = ("input", "every_block", "every_block_shared")
 
@@ -192,7 +192,8 @@ def vit(
         image_size: Side in pixels, or (height, width); divisible by the patch size.
         num_classes: Number of logits.
         classifier: What represents the image: "token", the class token; "gap", the mean of all
-            patch tokens; "map", attention pooling over them (no class token in both);
+            patch tokens, "gap_norm" if the last norm comes after it (timm's); "map", attention
+            pooling over them (no class token in all three);
             "token_gap", the class token and the mean beside it, so 2 d numbers (DINOv2's).
         positions: "learned" (the paper's), "learned_2d", "sincos_2d", "none", or "relative":
             learned vectors in each block's attention, for how far two tokens stand apart.
@@ -297,7 +298,8 @@ def vit(
             dtype=policy,
             name=f"block_{i:02d}",
         )(x)
-    x = keras.layers.LayerNormalization(epsilon=epsilon, dtype=policy, name="norm")(x)
+    norm = keras.layers.LayerNormalization(epsilon=epsilon, dtype=policy, name="norm")
+    x = x if classifier == "gap_norm" else norm(x)
 
     # Tokens to logits
     patches = x[:, encoder.num_prefix_tokens :] if encoder.num_prefix_tokens else x  # (b, n, d)
@@ -310,7 +312,7 @@ def vit(
         if classifier == "token_gap":
             x = keras.layers.Concatenate(dtype=policy, name="token_and_pool")([x[:, 0], mean])
         else:
-            x = mean
+            x = norm(mean) if classifier == "gap_norm" else mean
     if pre_logits:
         x = keras.layers.Dense(
             sizes.hidden_dim, activation="tanh", dtype=policy, name="pre_logits"

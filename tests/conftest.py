@@ -57,6 +57,20 @@ def photos(tmp_path_factory):
     return root
 
 
+def import_timm():
+    """Returns timm, where it can be imported; skips the test file elsewhere."""
+    reason = "timm and torch have an environment of their own, see .ci/run"
+    torch = pytest.importorskip("torch", reason=reason)
+    # Torchvision's Python part names two operators that a build without its C++ part lacks.
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    timm = pytest.importorskip("timm", reason=reason)
+    timm.torchvision_operators = library  # they live as long as it does
+    return timm
+
+
 def python(*arguments, timeout=300, **environment):
     """Runs Python in a fresh process and returns it, finished."""
     return subprocess.run(

@@ -56,7 +56,7 @@ FILES = {
     ),
     "hugging face, DINOv2": (
         hugging_face,
-        facts(DINO, **TORCH, resize="bicubic", layer_scale=True, num_classes=None,
+        facts(DINO, **TORCH, resize="bicubic_antialias", layer_scale=True, num_classes=None,
               mean_std=IMAGENET, num_registers=4),
     ),
     "hugging face, DINOv2 classifier": (
@@ -283,6 +283,7 @@ def test_a_hugging_face_folder_brings_the_model_back(kind, tmp_path):
         ({"classifier": "token_gap"}, "folder", "'token_gap' without LayerScale"),
         ({"positions_at": "every_block"}, "a.npz", "with positions_at='every_block'"),
         ({"positions": "relative"}, "a.npz", "with positions='relative'"),
+        ({"layer_scale": 1.0, "image_size": (8, 16)}, "folder", "a grid of .2, 4., which is no sq"),
         ({}, "a.safetensors", "`path` must end in .npz, or name a folder"),
     ],
 )

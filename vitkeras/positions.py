@@ -9,7 +9,7 @@ from vitkeras.errors import InputError
 #: zoom: bilinear with aligned corners, as the paper's authors fine-tune (scipy.ndimage.zoom, order
 #: 1). bilinear: half-pixel centres, no antialias (timm on .npz files). bicubic: a = -0.75,
 #: half-pixel centres, no antialias (Hugging Face ViT and DINOv2). bicubic_antialias: a = -0.5 and a
-#: wider filter when shrinking (timm on its own files).
+#: wider filter when shrinking (timm on its own files, Hugging Face DINOv2 with registers).
 RESIZES = ("zoom", "bilinear", "bicubic", "bicubic_antialias")
 
 

@@ -92,7 +92,7 @@ def facts(arrays, config, hint):
         num_classes=classes,
         gelu=GELUS[activation],
         epsilon=float(config.get("layer_norm_eps", 1e-6 if dino else 1e-12)),
-        resize="bicubic",
+        resize="bicubic_antialias" if registers in shapes else "bicubic",
         mean_std=_mean_std(config) or (IMAGENET if dino else HALF),
         style=(prefix, names),
     )  # fmt: skip
@@ -172,6 +172,10 @@ def check_writable(facts):
             (
                 facts.classifier == "token_gap" and not facts.layer_scale,
                 "classifier='token_gap' without LayerScale",
+            ),
+            (
+                facts.layer_scale and facts.grid[0] != facts.grid[1],
+                f"LayerScale and a grid of {facts.grid}, which is no square",
             ),
         )
         if bad

@@ -2,26 +2,12 @@
 
 import numpy as np
 import pytest
+from conftest import import_timm
 
 from vitkeras.resnet import resnet
 
-REASON = "timm and torch have an environment of their own, see .ci/run"
-
-
-@pytest.fixture(scope="module")
-def torch():
-    return pytest.importorskip("torch", reason=REASON)
-
-
-@pytest.fixture(scope="module")
-def timm(torch):
-    # Torchvision's Python part names two operators that a build without its C++ part lacks.
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    yield pytest.importorskip("timm", reason=REASON)
-    del library  # the operators live as long
+timm = import_timm()
+torch = pytest.importorskip("torch")
 
 
 def fill(parameters, seed):
@@ -47,7 +33,7 @@ def theirs(path):
 
 
 @pytest.mark.parametrize("shape", [(224, 224), (97, 130)])
-def test_logits_are_timms(timm, torch, shape):
+def test_logits_are_timms(shape):
     peer = timm.create_model("resnetv2_50x1_bit", pretrained=False, num_classes=7).eval()
     fill(peer.named_parameters(), seed=0)
     state = {name: value.numpy() for name, value in peer.state_dict().items()}

@@ -151,6 +151,21 @@ def test_pixels_signature_agrees_with_bytes(exported, tmp_path):
     np.testing.assert_allclose(by_bytes["logits"], by_pixels["logits"], atol=1e-5)
 
 
+def test_weights_leave_for_others(run, tmp_path):
+    import vitkeras as vk
+    from vitkeras.runs import RunDirectory
+
+    script("export", f"--workdir={run[0]}", f"--output={tmp_path}/out", "--format=hugging_face")
+    model = RunDirectory(run[0]).load_model()
+    back = vk.from_pretrained(tmp_path / "out")
+    images = np.random.default_rng(0).uniform(-1, 1, (2, *model.input_shape[1:])).astype("f4")
+    np.testing.assert_allclose(back(images), model(images), atol=1e-5)
+    refused = script(
+        "export", f"--workdir={run[0]}", f"--output={tmp_path}/a", "--format=google", fails=True
+    )
+    assert "must end in .npz for a Google file" in refused
+
+
 def test_versions_count_up_and_are_never_overwritten(run, exported):
     base, first = exported
     assert first["version"] == 1

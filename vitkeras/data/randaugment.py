@@ -1,0 +1,204 @@
+"""RandAugment out of TensorFlow ops on uint8 images: a function of the image and a seed.
+
+Operations, ranges and the meaning of a magnitude are those that the AugReg recipes count in:
+magnitude 10 is the end of each range, and larger ones go on beyond it where the operation can.
+"""
+
+import math
+
+import tensorflow as tf
+
+from vitkeras.errors import check_range
+
+GRAY = (0.2989, 0.5870, 0.1140)
+#: What comes in from outside.
+OUTSIDE = 128
+
+
+def rand_augment(image, seed, num_layers, magnitude):
+    """Applies operations chosen at random, one after the other.
+
+    Args:
+        image: uint8 `(h, w, 3)`, of static shape.
+        seed: int32 `(2,)`; the same seed does the same.
+        num_layers: Number of operations; one may come twice.
+        magnitude: Their strength, 0 to 30.
+    Returns:
+        uint8 `(h, w, 3)`.
+    Source: Cubuk et al. 2020, "RandAugment"; the ranges of
+        https://github.com/google-research/big_vision, pp/autoaugment.py. Two things differ: values
+        are rounded here and cut off there, and contrast is about the mean grey of the image, as in
+        PIL, where there it is about a constant.
+    """
+    check_range("magnitude", magnitude, 0 <= magnitude <= 30, "between 0 and 30")
+    draws = tf.random.stateless_uniform((num_layers, 4), seed)
+    for layer in range(num_layers):
+        choice = tf.cast(draws[layer, 0] * len(OPERATIONS), tf.int32)
+        image = apply(choice, image, magnitude, draws[layer, 1:])
+    return image
+
+
+def apply(choice, image, magnitude, draws):
+    """Applies the operation of that number.
+
+    Args:
+        choice: Scalar int32, a place in `OPERATIONS`.
+        image: uint8 `(h, w, 3)`, of static shape.
+        magnitude: A number.
+        draws: float32 `(3,)` in [0, 1): the first chooses a sign, the others a place.
+    """
+    sign = tf.where(draws[0] < 0.5, -1.0, 1.0)
+    level, shape = magnitude / 10, image.shape
+
+    def branch(operation):
+        return lambda: tf.ensure_shape(operation(image, level, sign, draws[1:]), shape)
+
+    branches = [branch(operation) for operation in OPERATIONS.values()]
+    return tf.switch_case(tf.convert_to_tensor(choice), branches)
+
+
+def _to_uint8(values):
+    return tf.cast(tf.round(tf.clip_by_value(values, 0.0, 255.0)), tf.uint8)
+
+
+def autocontrast(image):
+    """Stretches each channel to the full range."""
+    low = tf.cast(tf.reduce_min(image, axis=(0, 1)), tf.float32)  # (3,)
+    high = tf.cast(tf.reduce_max(image, axis=(0, 1)), tf.float32)
+    scale = tf.where(high > low, 255.0 / tf.maximum(high - low, 1.0), 1.0)
+    offset = tf.where(high > low, -low * scale, 0.0)
+    return _to_uint8(tf.cast(image, tf.float32) * scale + offset)
+
+
+def equalize(image):
+    """Evens out the histogram of each channel."""
+    values = tf.cast(image, tf.int32) + tf.constant([0, 256, 512])
+    counts = tf.math.bincount(tf.reshape(values, [-1]), minlength=768, maxlength=768)
+    counts = tf.reshape(counts, (3, 256))
+    last = tf.reduce_max(tf.where(counts > 0, tf.range(256), 0), axis=1)  # (3,) the brightest
+    pixels = tf.reduce_sum(counts, axis=1)
+    step = (pixels - tf.gather(counts, last, batch_dims=1)) // 255
+    divisor = tf.maximum(step, 1)[:, None]
+    table = (tf.cumsum(counts, axis=1, exclusive=True) + step[:, None] // 2) // divisor
+    table = tf.where(step[:, None] == 0, tf.range(256)[None], tf.clip_by_value(table, 0, 255))
+    return tf.gather(tf.reshape(tf.cast(table, tf.uint8), [-1]), values)
+
+
+def posterize(image, bits):
+    """Keeps the upper bits, 0 to 8."""
+    return tf.bitwise.bitwise_and(image, tf.constant(256 - 2 ** (8 - bits), tf.uint8))
+
+
+def solarize(image, threshold):
+    """Inverts what is not darker than the threshold, 0 to 256."""
+    if threshold > 255:
+        return image
+    bright = tf.cast(image >= tf.constant(threshold, tf.uint8), tf.uint8) * 255
+    return tf.bitwise.bitwise_xor(image, bright)
+
+
+def solarize_add(image, addition):
+    """Adds to what is darker than 128."""
+    dark = tf.cast(image < 128, tf.uint8)
+    added = tf.minimum(image, tf.constant(max(255 - addition, 0), tf.uint8)) + min(addition, 255)
+    return image + dark * (added - image)  # uint8 wraps, there and back
+
+
+def color(image, factor):
+    """Blends with the grey image: 0 is grey, 1 the image, more is more colourful."""
+    pixels = tf.reshape(tf.cast(image, tf.float32), (-1, 3))
+    grey = tf.floor(tf.linalg.matvec(pixels, tf.constant(GRAY)))[:, None]
+    return tf.reshape(_to_uint8(grey + factor * (pixels - grey)), image.shape)
+
+
+def contrast(image, factor):
+    """Blends with the mean grey."""
+    mean = tf.reduce_mean(tf.cast(image, tf.float32), axis=(0, 1))  # (3,)
+    mean = tf.floor(tf.tensordot(mean, tf.constant(GRAY), 1) + 0.5)
+    return _to_uint8(tf.cast(image, tf.float32) * factor + (1 - factor) * mean)
+
+
+def brightness(image, factor):
+    """Blends with black."""
+    return _to_uint8(tf.cast(image, tf.float32) * factor)
+
+
+def sharpness(image, factor):
+    """Blends with a smoothed image; the border stays."""
+    pixels = tf.cast(image, tf.float32)
+    rows = pixels[:-2] + pixels[1:-1] + pixels[2:]
+    sums = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    middle = pixels[1:-1, 1:-1]
+    smooth = tf.floor((sums + 4 * middle) / 13)
+    inside = _to_uint8(smooth + factor * (middle - smooth))
+    inside = tf.concat([image[1:-1, :1], inside, image[1:-1, -1:]], axis=1)
+    return tf.concat([image[:1], inside, image[-1:]], axis=0)
+
+
+def warp(image, matrix):
+    """Takes each pixel from where `matrix` (a, b, c, d, e, f) maps its place (x, y) to.
+
+    From (a x + b y + c, d x + e y + f), the nearest pixel.
+    """
+    zero = tf.zeros(())
+    rows = tf.stack([*(tf.cast(number, tf.float32) for number in matrix), zero, zero])
+    warped = tf.raw_ops.ImageProjectiveTransformV3(
+        images=image[None],
+        transforms=rows[None],
+        output_shape=image.shape[:2],
+        fill_value=float(OUTSIDE),
+        interpolation="NEAREST",
+        fill_mode="CONSTANT",
+    )
+    return warped[0]
+
+
+def rotate(image, degrees):
+    """Turns the image about its centre, counter-clockwise."""
+    height, width = image.shape[:2]
+    angle = degrees * (math.pi / 180)
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    x, y = (width - 1) / 2, (height - 1) / 2
+    return warp(image, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y))
+
+
+def cutout(image, draws, half):
+    """Puts a grey square, 2 `half` wide, about a place drawn from the whole image."""
+    height, width = image.shape[:2]
+
+    def inside(draw, side):
+        distance = tf.range(side) - tf.cast(draw * side, tf.int32)
+        return (distance >= -half) & (distance < half)
+
+    hole = inside(draws[0], height)[:, None] & inside(draws[1], width)  # (h, w)
+    hole = tf.cast(hole, tf.uint8)[..., None]
+    return image * (1 - hole) + OUTSIDE * hole
+
+
+def _enhance(operation):
+    return lambda image, level, sign, draws: operation(image, level * 1.8 + 0.1)
+
+
+def _slide(image, x=0.0, y=0.0, shear_x=0.0, shear_y=0.0):
+    return warp(image, (1.0, shear_x, x, shear_y, 1.0, y))
+
+
+#: From name to a function of (image, level, sign, draws); a level of 1 is magnitude 10.
+OPERATIONS = {
+    "AutoContrast": lambda image, level, sign, draws: autocontrast(image),
+    "Equalize": lambda image, level, sign, draws: equalize(image),
+    "Invert": lambda image, level, sign, draws: 255 - image,
+    "Rotate": lambda image, level, sign, draws: rotate(image, 30 * level * sign),
+    "Posterize": lambda image, level, sign, draws: posterize(image, min(int(4 * level), 8)),
+    "Solarize": lambda image, level, sign, draws: solarize(image, int(256 * level)),
+    "Color": _enhance(color),
+    "Contrast": _enhance(contrast),
+    "Brightness": _enhance(brightness),
+    "Sharpness": _enhance(sharpness),
+    "ShearX": lambda image, level, sign, draws: _slide(image, shear_x=0.3 * level * sign),
+    "ShearY": lambda image, level, sign, draws: _slide(image, shear_y=0.3 * level * sign),
+    "TranslateX": lambda image, level, sign, draws: _slide(image, x=100 * level * sign),
+    "TranslateY": lambda image, level, sign, draws: _slide(image, y=100 * level * sign),
+    "Cutout": lambda image, level, sign, draws: cutout(image, draws, int(40 * level)),
+    "SolarizeAdd": lambda image, level, sign, draws: solarize_add(image, int(110 * level)),
+}

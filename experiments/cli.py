@@ -32,7 +32,7 @@ def run(main, takes_arguments=False):
             text = str(error.args[0] if error.args else error).replace("\n", ". ")
             _refuse(f"unknown field of the config: {text}")
         except (flags.Error, TypeError, ValueError, OSError) as error:
-            _refuse(error)
+            _refuse(_said(error))
 
     def checked(argv):
         try:
@@ -50,6 +50,15 @@ def run(main, takes_arguments=False):
         print(json.dumps(result), flush=True)
 
     app.run(checked, flags_parser=parse)
+
+
+def _said(error):
+    """Returns the InputError of a config, out of what ml_collections and absl wrap around it."""
+    innermost = error
+    while error is not None:
+        innermost = error if isinstance(error, InputError) else innermost
+        error = error.__context__
+    return innermost
 
 
 def _refuse(error, code=2):

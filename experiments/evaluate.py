@@ -23,7 +23,10 @@ def main(_):
     run = RunDirectory(WORKDIR.value)
     config = run.config
     model = run.load_model(WEIGHTS.value)
-    source = data.open_source(config["dataset"], config["data_dir"], config["seed"])
+    source = data.open_source(
+        config["dataset"], config["data_dir"], config["seed"], config["validation_percent"],
+        config["shots"],
+    )  # fmt: skip
     preprocessing = data.Preprocessing.from_json(run.preprocessing)
     batches = data.evaluation_batches(source, SPLIT.value, preprocessing, BATCH_SIZE.value)
     result = make_evaluator(model)(batches)

@@ -3,6 +3,7 @@
 python -m experiments.train --config=experiments/configs/digits.py --workdir=runs/digits
 """
 
+import math
 import os
 import shlex
 import sys
@@ -20,18 +21,20 @@ from experiments import curves
 from vitkeras import data, training
 from vitkeras.errors import InputError, check_range
 from vitkeras.evaluation import make_evaluator
+from vitkeras.finetuning import freeze
 from vitkeras.runs import RunDirectory
 from vitkeras.storage import write_file
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of experiments/configs.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run directory, new or to go on with.")
-SMOKE = flags.DEFINE_bool("smoke", False, "A tiny model for two steps: does this config run?")
+SMOKE = flags.DEFINE_bool("smoke", False, "A tiny fresh model for two steps: does it run?")
 
 EXAMPLE = "experiments/configs/digits.py"
+#: Fields that a model of any origin can have another value of, and those that make a ViT.
+RUN_FIELDS = ("image_size", "dropout_rate", "stochastic_depth_rate", "dtype")
 MODEL_FIELDS = (
-    "variant", "image_size", "classifier", "positions", "num_registers", "pre_logits",
-    "dropout_rate", "stochastic_depth_rate", "layer_scale", "gelu", "hidden_dim", "mlp_dim",
-    "num_heads", "num_layers", "dtype",
+    "variant", "classifier", "positions", "positions_at", "num_registers", "pre_logits",
+    "layer_scale", "gelu", "epsilon", "hidden_dim", "mlp_dim", "num_heads", "num_layers",
 )  # fmt: skip
 
 
@@ -42,13 +45,13 @@ def say(text):
 
 def read_config():
     """Returns the config that the flags give."""
-    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    path = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     if not Path(path).is_file():
         raise InputError(f"`config` must be a file, such as {EXAMPLE}. Received: config={path}.")
     config = CONFIG.value
     for name in ("epochs", "evaluate_every", "accumulation_steps", "steps_per_execution"):
         check_range(name, config[name], config[name] >= 1, "at least 1")
-    for name in ("save_steps", "save_minutes"):
+    for name in ("total_steps", "save_steps", "save_minutes"):
         if config[name] is not None:
             check_range(name, config[name], config[name] > 0, "positive")
     return config
@@ -56,43 +59,59 @@ def read_config():
 
 def shrink(config):
     """Turns any config into one that runs in seconds, on the digits unless it names a folder."""
+    config.init_from = None  # of another size
+    if config.variant == "auto":
+        config.variant = "Ti/16"
     patch = config.variant.partition("/")[2]
     side = 4 * int(patch) if patch.isdecimal() else 32
-    if "+" not in config.variant:
+    if config.variant in vk.RESNETS:
+        config.variant = "R50x1"
+    elif "+" not in config.variant:
         config.variant = f"Ti/{patch}"
     config.update(
         hidden_dim=48, mlp_dim=96, num_heads=3, num_layers=2, batch_size=8,
         epochs=2, evaluate_every=1, warmup_steps=1, image_size=(side, side),
     )  # fmt: skip
+    if config.total_steps:
+        config.total_steps = 4
+    if config.shots:
+        config.shots = 8
+    if config.freeze and config.freeze.startswith("blocks:"):
+        config.freeze = "blocks:1"
     if not config.dataset.startswith("folder:"):
         config.dataset = "digits"
 
 
+def run_length(config, steps_per_epoch):
+    """Returns the steps that the schedule spans, and the epochs of the run, which may be longer."""
+    if not config.total_steps:
+        return config.epochs * steps_per_epoch, config.epochs
+    epochs = -(-config.total_steps // steps_per_epoch)
+    return config.total_steps, epochs
+
+
 def build_model(config, num_classes, tell):
-    """Returns the model of a config, started from `init_from` where that is given."""
-    model = vk.vit(**{field: config[field] for field in MODEL_FIELDS}, num_classes=num_classes)
+    """Returns the model of a config, with the weights of `init_from` where that is given."""
+    own = {field: config[field] for field in RUN_FIELDS}
+    if config.variant == "auto":
+        if not config.init_from:
+            raise InputError(
+                "`variant=auto` is that of `init_from`, which must be given. "
+                f"Received: init_from={config.init_from!r}."
+            )
+        model = vk.from_pretrained(config.init_from, num_classes, **own)
+        tell(f"the model of {config.init_from}, with a fresh head")
+        return model
+    if config.variant in vk.RESNETS:
+        own = {field: own[field] for field in ("image_size", "dtype")}
+        model = vk.resnet(config.variant, num_classes=num_classes, **own)
+    else:
+        own |= {field: config[field] for field in MODEL_FIELDS}
+        model = vk.vit(**own, num_classes=num_classes)
     if config.init_from:
-        report = vk.transfer_weights(load_model(config.init_from), model)
-        tell(
-            "started from "
-            + config.init_from
-            + ": "
-            + ", ".join(f"{len(paths)} weights {what}" for what, paths in report.items())
-        )
+        report = vk.load_weights(model, config.init_from, head=False)
+        tell(f"started from {config.init_from}: {report}")
     return model
-
-
-def load_model(path):
-    """Returns the model of a run directory or of a .keras file."""
-    if Path(path).suffix == ".keras" and Path(path).is_file():
-        return keras.saving.load_model(path, compile=False)
-    run = RunDirectory(path)
-    if not run.exists():
-        raise InputError(
-            "`init_from` must be a run directory or a .keras file. "
-            f"Received: init_from={path!r}, which is no run directory and no .keras file."
-        )
-    return run.load_model()
 
 
 def compile_model(model, config, total_steps):
@@ -102,7 +121,7 @@ def compile_model(model, config, total_steps):
     )
     optimizer = training.make_optimizer(
         config.optimizer, rate, config.weight_decay, config.clip_norm, config.ema_momentum,
-        model.trainable_variables,
+        model.trainable_variables, config.layer_decay,
     )  # fmt: skip
     optimizer.build(model.trainable_variables)
     model.compile(
@@ -126,16 +145,20 @@ def main(_):
         config.batch_size, replicas, config.accumulation_steps
     )
 
-    source = data.open_source(config.dataset, config.data_dir, config.seed)
+    source = data.open_source(
+        config.dataset, config.data_dir, config.seed, config.validation_percent, config.shots
+    )
     data.check_augmentation(config.augmentation)
     preprocessing = data.Preprocessing(vk.models.image_shape(config.image_size))
     steps = 2 if SMOKE.value else data.steps_per_epoch(source, config.batch_size)
+    total_steps, epochs = run_length(config, steps)
     sizes = {split: source.num_examples(split) for split in ("train", "validation", "test")}
     # Not earlier: writing a data set on first use draws from the same generators.
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
         model = build_model(config, len(source.class_names), tell)
-        compile_model(model, config, config.epochs * steps)
+        freeze(model, config.freeze)
+        compile_model(model, config, total_steps)
         # Not compiled: what is kept loads with nothing but vitkeras imported.
         kept_model = model.from_config(model.get_config())
         evaluator = make_evaluator(kept_model)
@@ -143,16 +166,18 @@ def main(_):
     training.check_same_on_hosts(strategy, record)
     if chief:
         run.create(*record)
+    count = sum(math.prod(variable.shape) for variable in model.trainable_variables)
+    trained = f", of which {count:,} train" if config.freeze else ""
     tell(
         f"{type(strategy).__name__}, {replicas} replica{'s' * (replicas > 1)} of {per_replica} "
         f"images; "
-        f"{model.count_params():,} parameters; {len(source.class_names)} classes; "
+        f"{model.count_params():,} parameters{trained}; {len(source.class_names)} classes; "
         + ", ".join(f"{count:,} {split}" for split, count in sizes.items())
     )
 
     def training_batches(first_epoch, first_step):
         return data.training_batches(
-            source, preprocessing, config.batch_size, config.epochs, config.seed,
+            source, preprocessing, config.batch_size, epochs, config.seed,
             config.augmentation, first_epoch, first_step,
         )  # fmt: skip
 
@@ -164,7 +189,7 @@ def main(_):
             name_bad_images(source, run)
         rows = training.train(
             run, model, kept_model, training_batches, lambda: evaluate("validation"),
-            epochs=config.epochs, steps_per_epoch=steps, batch_size=config.batch_size,
+            epochs=epochs, steps_per_epoch=steps, batch_size=config.batch_size,
             evaluate_every=config.evaluate_every, save_steps=config.save_steps,
             save_minutes=config.save_minutes, say=tell,
         )  # fmt: skip
@@ -174,7 +199,7 @@ def main(_):
         result = evaluate("test")
     if chief:
         say_next(run, config)
-    return {"workdir": str(run.path), "split": "test", "epochs": config.epochs, **result}
+    return {"workdir": str(run.path), "split": "test", "epochs": epochs, **result}
 
 
 def name_bad_images(source, run):

@@ -1,9 +1,12 @@
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import photo
 
 from vitkeras import data
+from vitkeras.data.splits import few_shots
 from vitkeras.errors import InputError
 
 
@@ -358,12 +361,121 @@ def test_any_tfds_builder_whose_splits_are_cut(tmp_path):
     class TrainAndTest(OnlyTrain):
         with_test = True
 
-    def sizes(name):
-        source = data.open_source(name, str(tmp_path))
+    class SecretTest(OnlyTrain):
+        def _split_generators(self, dl_manager):
+            secret = ((i, example | {"label": -1}) for i, example in self._generate_examples(3))
+            return {
+                "train": self._generate_examples(20),
+                "validation": self._generate_examples(4),
+                "test": secret,
+            }
+
+    def sizes(name, **options):
+        source = data.open_source(name, str(tmp_path), **options)
         assert source.class_names == ["no", "yes"]
         for image, _, _ in data.evaluation_batches(source, "test", data.Preprocessing((4, 4)), 5):
             assert image.shape == (5, 4, 4, 3)
         return [source.num_examples(split) for split in ("train", "validation", "test")]
 
     assert sizes("only_train") == [16, 2, 2]
+    assert sizes("only_train", validation_percent=20) == [14, 4, 2]
     assert sizes("train_and_test") == [18, 2, 5]
+    assert sizes("train_and_test", validation_percent=40) == [12, 8, 5]
+    assert sizes("train_and_test", validation_percent=40, shots=3) == [6, 8, 5]
+    assert sizes("secret_test") == [18, 2, 4]
+
+
+def labels_of(source, split):
+    return [example["label"] for example in source.examples(split).as_numpy_iterator()]
+
+
+def images_of(source, split, shuffle_seed=None):
+    return [e["image_bytes"] for e in source.examples(split, shuffle_seed).as_numpy_iterator()]
+
+
+def test_few_shots_are_of_each_class_and_chosen_by_the_seed():
+    labels = np.random.default_rng(0).integers(0, 4, 200).tolist()
+    found = few_shots(map(str, itertools.count()), iter(labels), 5)
+    assert {label: len(places) for label, places in found.items()} == dict.fromkeys(range(4), 5)
+    for label, places in found.items():
+        assert places == sorted(places) and all(labels[i] == label for i in places)
+    again = few_shots([str(i) for i in range(200)], labels, 5)
+    assert again == found and few_shots(map(str, range(200)), labels, 5, seed=1) != found
+    more = few_shots(map(str, range(200)), labels, 6)
+    assert all(set(found[label]) < set(more[label]) for label in found)
+    rare = few_shots(["a", "b", "c"], [0, 0, 1], 2)
+    assert rare == {0: [0, 1], 1: [2]}
+
+
+def test_shots_of_a_tfds_set_are_the_same_in_every_epoch(data_dir, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    whole = data.open_source("digits", data_dir)
+    with monkeypatch.context() as patch:  # only labels are looked at
+        patch.setattr(tfds.features.Image, "decode_example", lambda *_: 1 / 0)
+        source = data.open_source("digits", data_dir, shots=3)
+    assert [source.num_examples(s) for s in ("train", "validation", "test")] == [30, 179, 179]
+    assert labels_of(source, "validation") == labels_of(whole, "validation")
+    assert np.bincount(labels_of(source, "train")).tolist() == [3] * 10
+    chosen = images_of(source, "train")
+    assert set(chosen) < set(images_of(whole, "train"))
+    for seed in (1, 2):
+        assert sorted(images_of(source, "train", seed)) == sorted(chosen)
+    assert data.steps_per_epoch(source, 8) == 3
+    fingerprints = [
+        data.open_source("digits", data_dir, seed, shots=shots).fingerprint()
+        for seed, shots in ((0, None), (0, 3), (1, 3), (0, 4))
+    ]
+    assert fingerprints[0] == whole.fingerprint() and "shots_sha256" not in fingerprints[0]
+    assert fingerprints[1] == source.fingerprint()
+    assert len({str(fingerprint) for fingerprint in fingerprints}) == 4
+
+
+@pytest.mark.parametrize("shots", [None, 2])
+def test_few_examples_are_read_once_for_all_epochs(data_dir, shots, monkeypatch):
+    source = data.open_source("digits", data_dir, shots=shots)
+    reads, as_dataset = tf.Variable(0, dtype=tf.int64), source.builder.as_dataset
+
+    def counted(**kwargs):
+        return as_dataset(**kwargs).map(lambda x: (reads.assign_add(1), x)[1])
+
+    monkeypatch.setattr(source.builder, "as_dataset", counted)
+    batches = data.training_batches(source, data.Preprocessing((8, 8)), 10, epochs=3)
+    assert sum(1 for _ in batches) == 3 * (2 if shots else 143)
+    assert int(reads) == 1439
+
+
+def test_shots_of_a_folder_are_images_that_can_be_decoded(photos):
+    whole = data.FolderSource(photos)
+    source = data.open_source(f"folder:{photos}", shots=8)
+    sizes = [source.num_examples(s) for s in ("train", "validation", "test")]
+    assert sizes == [24, 3, 3] and np.bincount(labels_of(source, "train")).tolist() == [8, 8, 8]
+    assert set(images_of(source, "train")) < set(images_of(whole, "train"))
+    assert images_of(source, "test") == images_of(whole, "test")
+    assert [path for path, _ in source.bad_images] == ["bee/01.jpg"]
+    fingerprints = [
+        data.FolderSource(photos, shots=shots).fingerprint()["files_sha256"] for shots in (8, 8, 7)
+    ]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+    few = data.open_source(f"folder:{photos}", shots=10)
+    with pytest.raises(InputError, match="shots=10, class bee with 9"):
+        few.num_examples("train")
+
+
+def test_the_percentage_that_validates(photos, tmp_path, data_dir):
+    def sizes(name, percent):
+        source = data.open_source(name, data_dir, validation_percent=percent)
+        return [source.num_examples(split) for split in ("train", "validation", "test")]
+
+    assert sizes("digits", 50) == sizes("digits", None)  # which has a split of its own
+    assert sizes(f"folder:{photos}", 25) == [23, 9, 3]
+    files = [f"{c}/{i}.png" for c in ("a", "b") for i in range(10)]
+    root = make(tmp_path, [f"train/{file}" for file in files] + ["test/b/0.png"])
+    assert sizes(f"folder:{root}", 30) == [14, 6, 1]
+    make(tmp_path, ["val/a/0.png"])
+    assert sizes(f"folder:{root}", 30) == [20, 1, 1]
+    for percent in (0, 90, -1):
+        with pytest.raises(InputError, match=f"`validation_percent` must be .*={percent}"):
+            data.open_source("digits", data_dir, validation_percent=percent)
+    with pytest.raises(InputError, match="`shots` must be at least 1.*=0"):
+        data.open_source("digits", data_dir, shots=0)

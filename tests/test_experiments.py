@@ -179,9 +179,20 @@ def test_versions_count_up_and_are_never_overwritten(run, exported):
 def test_fine_tuning_from_a_run_at_another_size(run, photos, tmp_path):
     workdir = tmp_path / "finer"
     result, process = train(photos, workdir, f"--config.init_from={run[0]}", image_size=(40, 56))
-    assert "1 weights resized" in process.stderr and "2 weights fresh" in process.stderr
+    assert "1 resized: patch_encoder/positions" in process.stderr
+    assert "2 fresh: head/" in process.stderr
     record = json.loads((workdir / "preprocessing.json").read_text())
     assert record["image_size"] == [40, 56]
+
+
+def test_fine_tuning_from_a_file_that_tells_its_model(run, photos, tmp_path):
+    script("export", f"--workdir={run[0]}", f"--output={tmp_path}/out", "--format=hugging_face")
+    _, process = train(
+        photos, tmp_path / "finer", f"--config.init_from={tmp_path}/out",
+        "--config.variant=auto", "--config.freeze=blocks:1", "--config.layer_decay=0.5",
+        image_size=(40, 40),
+    )  # fmt: skip
+    assert "the model of" in process.stderr and "of which" in process.stderr
 
 
 def test_mirrored_strategy_and_smoke_switch(data_dir, tmp_path):
@@ -208,7 +219,8 @@ def test_bad_input_gets_one_sentence(photos, run, tmp_path):
         "dataset='digitz'. Did you mean": ("--config.dataset=digitz",),
         "strategy='gpu'": ("--config.strategy=gpu",),
         "augmentation='cut'": ("--config.augmentation=cut",),
-        "which is no run directory and no .keras file": ("--config.init_from=nowhere",),
+        "Received: nowhere, where nothing is": ("--config.init_from=nowhere",),
+        "`variant=auto` is that of `init_from`": ("--config.variant=auto",),
     }
     for message, flags in cases.items():
         assert message in train(photos, new, *flags, fails=True), flags

@@ -23,21 +23,15 @@ ALLOWED = {
     "runs": {"models", "storage"},
     "weights": {"models", "resnet", "transfer", "runs", "storage"},
     "data": set(),
-    "training": {"private", "storage"},
+    "finetuning": set(),
+    "training": {"finetuning", "private", "storage"},
     "evaluation": set(),
     "serving": {"data"},
     "__init__": {
-        "dropping",
-        "heads",
-        "layers",
-        "models",
-        "stem",
-        "tokens",
-        "transfer",
-        "resnet",
-        "weights",
+        "dropping", "finetuning", "heads", "layers", "models", "resnet", "stem", "tokens",
+        "transfer", "weights",
     },
-}
+}  # fmt: skip
 ONLY_IN_EXPERIMENTS = {"absl", "ml_collections", "matplotlib"}
 
 

@@ -38,8 +38,46 @@ def test_bad_schedules_and_optimizers():
             training.make_optimizer("sgd", 0.1, **number)
     with pytest.raises(InputError, match="label_smoothing=1"):
         training.SmoothedCrossEntropy(1)
-    with pytest.raises(InputError, match="`optimizer` must be one of.*'lamb'"):
+    with pytest.raises(InputError, match="must be one of adamw, sgd.*'lamb'"):
         training.make_optimizer("lamb", 0.1)
+
+
+def apply_random(optimizer, weight, steps, seed=0):
+    """Returns the weight after each of some steps, and the gradients."""
+    rng, values = np.random.default_rng(seed), []
+    gradients = rng.normal(size=(steps, *weight.shape)).astype("float32")
+    for gradient in gradients:
+        optimizer.apply([keras.ops.convert_to_tensor(gradient)], [weight])
+        values.append(np.array(weight))
+    return np.array(values), gradients
+
+
+def test_momentum_takes_the_rate_of_the_step_as_the_authors_code_does():
+    schedule = training.WarmupDecay(0.1, 8, 3)
+    optimizer = training.make_optimizer("sgd", schedule, weight_decay=0.2)
+    weight = keras.Variable(np.ones((3, 2), "float32"), name="kernel")
+    values, gradients = apply_random(optimizer, weight, 8)
+    expected, velocity = np.ones((3, 2)), np.zeros((3, 2))
+    for step in range(8):
+        rate = float(schedule(step))
+        velocity = 0.9 * velocity + gradients[step]
+        expected = expected * (1 - 0.2 * rate) - rate * velocity
+        np.testing.assert_allclose(values[step], expected, rtol=1e-5)
+    again = type(optimizer).from_config(optimizer.get_config())
+    assert again.get_config() == optimizer.get_config() and again.momentum == 0.9
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_weights_stand_still_after_the_last_step(name, layer_decay, decay):
+    schedule = training.WarmupDecay(0.1, 5, 1, decay)
+    optimizer = training.make_optimizer(name, schedule, 0.2, layer_decay=layer_decay)
+    layer = keras.layers.Dense(2, use_bias=False, name="block_00")
+    layer.build((None, 3))
+    values, _ = apply_random(optimizer, layer.kernel, 9)
+    assert all(np.abs(values[i] - values[i + 1]).min() > 1e-6 for i in range(4))
+    np.testing.assert_array_equal(values[4], values[8])  # Keras's SGD moves on
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])

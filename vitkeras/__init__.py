@@ -1,6 +1,7 @@
 """Vision Transformers for TensorFlow and Keras 3. Importing this loads no TensorFlow of its own."""
 
 from vitkeras.dropping import StochasticDepth
+from vitkeras.finetuning import freeze
 from vitkeras.heads import MapHead
 from vitkeras.layers import LayerScale, SelfAttention, TransformerBlock
 from vitkeras.models import HYBRIDS, VARIANTS, vit
@@ -23,6 +24,7 @@ __all__ = [
     "SelfAttention",
     "StochasticDepth",
     "TransformerBlock",
+    "freeze",
     "from_pretrained",
     "load_weights",
     "resnet",

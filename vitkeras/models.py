@@ -32,8 +32,19 @@ class VisionModel(Base):
     """A functional Keras model that trains and evaluates alike on any number of replicas.
 
     On the TensorFlow backend that is `ExactModel`'s work; elsewhere it trains as Keras does. What
-    Keras forgets on reload, the weights that do not decay, is saved on every backend.
+    Keras forgets on reload, the weights that do not decay and the frozen ones, is kept on every
+    backend.
     """
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """As Keras's; and a layer that is frozen tells its weights, in a clone and on load."""
+        model = super().from_config(config, custom_objects)
+        for layer in model.layers:
+            if not layer.trainable:  # set before there were weights
+                layer.trainable = True  # else TensorFlow would take the next line for done
+                layer.trainable = False
+        return model
 
     def get_compile_config(self):
         """Adds the paths of the weights that the optimizer does not decay."""

@@ -1,7 +1,7 @@
 """What this package needs beyond Keras's public API, all in one place.
 
-`exact.py` overrides and calls the names of the model and of fit's iterator; the functions here are
-the only ones that touch the optimizer's. A test goes through `PRIVATE` and says which name is gone
+`exact.py` overrides and calls the names of the model and of fit's iterator; what stands here is all
+that touches the optimizer's. A test goes through `PRIVATE` and says which name is gone
 when Keras changes.
 """
 
@@ -22,7 +22,9 @@ PRIVATE = {
     ),
     "optimizer": (
         "_all_reduce_sum_gradients",
+        "_apply_weight_decay",
         "_distribution_strategy",
+        "_get_variable_index",
         "_model_variables_moving_average",
         "_use_weight_decay",
     ),
@@ -33,6 +35,18 @@ PRIVATE = {
 def decays(optimizer, variable):
     """Whether the optimizer decays this weight."""
     return optimizer._use_weight_decay(variable)
+
+
+def index_of(optimizer, variable):
+    """Returns the place of a weight among those that the optimizer was built with."""
+    return optimizer._get_variable_index(variable)
+
+
+class DecaysInStep:
+    """Stands before a Keras optimizer among the bases of one whose `update_step` decays."""
+
+    def _apply_weight_decay(self, variables):
+        """Does nothing: Keras would decay all weights by one rate, before any step."""
 
 
 def moving_averages(optimizer):

@@ -1,6 +1,8 @@
-"""Stratified splits that do not depend on the machine or on the order of files."""
+"""Stratified splits and few shots that do not depend on the machine."""
 
+import collections
 import hashlib
+import heapq
 
 import numpy as np
 
@@ -21,7 +23,7 @@ def stratified_split(names, labels, fractions, seed=0):
         Dict from split to a sorted array of indices.
     """
     labels = np.asarray(labels)
-    keys = [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in names]
+    keys = [_key(seed, name) for name in names]
     first, *others = fractions
     parts = {split: [] for split in fractions}
     for label in np.unique(labels):
@@ -34,3 +36,29 @@ def stratified_split(names, labels, fractions, seed=0):
             members = members[count:]
         parts[first] += members
     return {split: np.sort(np.array(indices, np.int64)) for split, indices in parts.items()}
+
+
+def few_shots(names, labels, shots, seed=0):
+    """Chooses examples of each class: those whose SHA-256 of seed and name is least.
+
+    Args:
+        names: A unique string for each example; more of them do no harm.
+        labels: An integer for each example. Both are gone through once; of the examples only those
+            that may still be chosen are held.
+        shots: Examples of each class; a class with fewer has all.
+        seed: Chooses among examples.
+    Returns:
+        Dict from label to a sorted list of indices.
+    """
+    heaps = collections.defaultdict(list)
+    for i, (name, label) in enumerate(zip(names, labels, strict=False)):
+        heap, place = heaps[label], (-int.from_bytes(_key(seed, name)), i)
+        if len(heap) < shots:
+            heapq.heappush(heap, place)
+        else:
+            heapq.heappushpop(heap, place)
+    return {label: sorted(i for _, i in heap) for label, heap in heaps.items()}
+
+
+def _key(seed, name):
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()

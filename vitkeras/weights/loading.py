@@ -14,7 +14,7 @@ from vitkeras.weights.rules import HALF, encoder_facts, is_vit
 BIAS = PROJECTION.replace("kernel", "bias")
 
 
-def load_weights(model, path, *, resize=None, mean_std=None, grid=None):
+def load_weights(model, path, *, head=True, resize=None, mean_std=None, grid=None):
     """Loads weights from a file of any known format, found out by its content.
 
     Positions and patch projection are resized where the model's differ. The head is loaded if it
@@ -27,6 +27,7 @@ def load_weights(model, path, *, resize=None, mean_std=None, grid=None):
         path: A Google (ViT, AugReg, hybrid), big_vision or BiT .npz; a Hugging Face (ViT, DINOv2)
             or timm .safetensors, or the folder with it; a run directory; a .keras file. On a disk
             or in an object store.
+        head: False to leave the head as it is in any case.
         resize: How positions are resized, one of `positions.RESIZES`; None for the convention of
             the file's origin.
         mean_std: Means and deviations of red, green and blue that pixels in [0, 1] were normalised
@@ -52,7 +53,7 @@ def load_weights(model, path, *, resize=None, mean_std=None, grid=None):
                 mine = _model_facts(model)
                 hint = {"grid": grid or mine.grid, "heads": {"otherwise": mine.num_heads}}
             facts, source = _source(kind, content, config, hint, mean_std)
-        return _fill(model, facts, source, resize, path)
+        return _fill(model, facts, source, resize, path, None if head else False)
 
 
 def from_pretrained(

@@ -190,6 +190,15 @@ def test_a_run_directory_lives_in_an_object_store(store):
     assert RunDirectory("gs://bucket/run").class_names == ["a", "b"]
 
 
+def test_weights_go_to_an_object_store_and_come_back(store):
+    model = vk.vit("Ti/4", image_size=8, num_classes=2, include_top=False, **TINY)
+    for path in ("gs://bucket/weights.npz", "gs://bucket/hugging_face"):
+        vk.save_weights(model, path)
+        back = vk.from_pretrained(path)
+        for ours, theirs in zip(back.weights, model.weights, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
     storage.write_file(tmp_path / "x", b"old")
     with pytest.raises(ZeroDivisionError):

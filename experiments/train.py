@@ -37,6 +37,11 @@ MODEL_FIELDS = (
     "layer_scale", "gelu", "epsilon", "hidden_dim", "mlp_dim", "num_heads", "num_layers",
 )  # fmt: skip
 
+AUGMENTATION_FIELDS = (
+    "color_jitter", "randaug_layers", "randaug_magnitude", "erasing_rate", "mixup_alpha",
+    "mixup_per_example", "cutmix_alpha",
+)  # fmt: skip
+
 
 def say(text):
     """Prints to standard error, where progress goes."""
@@ -148,8 +153,10 @@ def main(_):
     source = data.open_source(
         config.dataset, config.data_dir, config.seed, config.validation_percent, config.shots
     )
-    data.check_augmentation(config.augmentation)
-    preprocessing = data.Preprocessing(vk.models.image_shape(config.image_size))
+    augmentation = data.Augmentation(
+        config.augmentation, **{field: config[field] for field in AUGMENTATION_FIELDS}
+    )
+    preprocessing = data.Preprocessing(vk.models.image_shape(config.image_size), config.antialias)
     steps = 2 if SMOKE.value else data.steps_per_epoch(source, config.batch_size)
     total_steps, epochs = run_length(config, steps)
     sizes = {split: source.num_examples(split) for split in ("train", "validation", "test")}
@@ -178,7 +185,7 @@ def main(_):
     def training_batches(first_epoch, first_step):
         return data.training_batches(
             source, preprocessing, config.batch_size, epochs, config.seed,
-            config.augmentation, first_epoch, first_step,
+            augmentation, first_epoch, first_step,
         )  # fmt: skip
 
     def evaluate(split):

@@ -10,7 +10,7 @@ import tensorflow as tf
 from conftest import TINY
 
 import vitkeras as vk
-from vitkeras.data.preprocessing import move
+from vitkeras.data.augmentation import move
 
 pytestmark = pytest.mark.skipif(
     sys.version_info >= (3, 12), reason="the last nightly of TensorFlow Addons needs Python 3.11"
@@ -34,14 +34,14 @@ def picture(height, width):
 @pytest.mark.parametrize("degrees", [-15, 4, 90])
 def test_turning_is_rotate(tfa, degrees):
     image, angle = picture(20, 31), math.radians(degrees)
-    expected = tfa.image.rotate(image, angle, interpolation="bilinear", fill_value=-1.0)
+    expected = tfa.image.rotate(image, angle, interpolation="bilinear", fill_value=0.0)
     np.testing.assert_allclose(move(image, turn=angle), expected, atol=1e-4)
 
 
 def test_shifting_is_translate(tfa):
     image = picture(20, 32)
     # Its offsets, in (x, y), move the image; ours the window on it.
-    expected = tfa.image.translate(image, [-4.0, 2.5], interpolation="bilinear", fill_value=-1.0)
+    expected = tfa.image.translate(image, [-4.0, 2.5], interpolation="bilinear", fill_value=0.0)
     np.testing.assert_allclose(move(image, shift=(-2.5 / 20, 4 / 32)), expected, atol=1e-5)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import photo
+from PIL import Image
 
 from vitkeras import data
 from vitkeras.data.splits import few_shots
@@ -28,15 +29,27 @@ def bilinear(image, height, width):
 
 
 def test_evaluation_image_is_a_straight_bilinear_resize(tmp_path):
-    expected = (bilinear(np.asarray(photo(30, 44), np.float64), 16, 24) - 127.5) / 127.5
+    expected = bilinear(np.asarray(photo(30, 44), np.float64), 16, 24)
     preprocessing = data.Preprocessing((16, 24))
     image_bytes = encoded(tmp_path)
     image = preprocessing.evaluation_image(image_bytes)
-    np.testing.assert_allclose(image, expected, atol=1e-5)
+    assert image.dtype == tf.uint8
+    np.testing.assert_allclose(image, expected, atol=0.501)
     mapped = tf.data.Dataset.from_tensors(image_bytes).map(preprocessing.evaluation_image)
     assert mapped.element_spec.shape == (16, 24, 3)
     np.testing.assert_array_equal(next(iter(mapped)), image)
-    assert image.numpy().min() >= -1 and image.numpy().max() <= 1
+    pixels = preprocessing.pixels(data.decode_image(image_bytes)[None])  # as served
+    np.testing.assert_array_equal(pixels[0], image)
+
+
+def test_antialias_is_recorded_and_smooths(tmp_path):
+    image_bytes = encoded(tmp_path, height=160, width=240)
+    plain, smooth = (data.Preprocessing((16, 24), antialias) for antialias in (False, True))
+    assert smooth == data.Preprocessing.from_json(smooth.to_json()) != plain
+    reference = photo(160, 240).resize((24, 16), Image.Resampling.BILINEAR)
+    out = smooth.evaluation_image(image_bytes).numpy().astype(int)
+    assert np.abs(out - np.asarray(reference)).max() <= 1
+    assert np.abs(out - plain.evaluation_image(image_bytes).numpy()).max() > 1
 
 
 @pytest.mark.parametrize("kind, mode", [
@@ -56,21 +69,24 @@ def test_every_mode_becomes_rgb(tmp_path, kind, mode):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize("augmentation", data.AUGMENTATIONS)
-def test_augmentation_is_a_function_of_its_seed(tmp_path, kind, augmentation):
-    preprocessing = data.Preprocessing((16, 24))
+@pytest.mark.parametrize("crop", data.CROPS)
+@pytest.mark.parametrize(
+    "more", [{}, {"color_jitter": 0.4, "randaug_layers": 2, "erasing_rate": 1}]
+)
+def test_augmentation_is_a_function_of_its_seed(tmp_path, kind, crop, more):
+    preprocessing, augmentation = data.Preprocessing((16, 24)), data.Augmentation(crop, **more)
     image_bytes = encoded(tmp_path, kind=kind)
 
     def augment(seed):
-        return preprocessing.training_image(image_bytes, tf.stack([seed, 7]), augmentation)
+        return augmentation.image(preprocessing, image_bytes, tf.stack([seed, 7]))
 
     images = [augment(seed).numpy() for seed in range(6)]
-    assert all(image.shape == (16, 24, 3) and np.isfinite(image).all() for image in images)
+    assert all(image.shape == (16, 24, 3) and image.dtype == np.uint8 for image in images)
     different = {image.tobytes() for image in images}
-    assert len(different) == (1 if augmentation == "none" else 6)
+    assert len(different) == (1 if crop == "none" and not more else 6)
     mapped = tf.data.Dataset.range(6).map(lambda s: augment(tf.cast(s, tf.int32)))
     for image, again in zip(images, mapped, strict=True):
-        np.testing.assert_allclose(again, image, atol=1e-5)
+        np.testing.assert_array_equal(again, image)
 
 
 def test_the_jpeg_crop_is_a_part_of_the_image(tmp_path):
@@ -81,10 +97,10 @@ def test_the_jpeg_crop_is_a_part_of_the_image(tmp_path):
         image_bytes = encode(ramp).numpy()
         areas, flipped = [], 0
         for seed in range(60):
-            image = data.Preprocessing((32, 32)).training_image(
-                image_bytes, tf.constant([seed, 0]), "inception_flip"
+            image = data.Augmentation("inception_flip").image(
+                data.Preprocessing((32, 32)), image_bytes, tf.constant([seed, 0])
             )
-            y, x = (np.asarray(image[..., c] * 127.5 + 127.5) / 4 for c in (0, 1))
+            y, x = (np.asarray(image[..., c], float) / 4 for c in (0, 1))
             flipped += x[:, 0].mean() > x[:, -1].mean()
             areas.append((np.ptp(y) + 1) * (np.ptp(x) + 1) / 64**2)
         assert 0.03 < min(areas) < 0.25 and 0.7 < max(areas) < 1.05
@@ -100,17 +116,21 @@ def test_affine_turns_shears_scales_and_shifts_within_its_bounds():
     centre = (side - 1) / 2
     maps = []
     for seed in range(80):
-        moved = data.Preprocessing((side, side)).training_image(image_bytes, [seed, 0], "affine")
-        moved = np.asarray(moved) * 127.5 + 127.5
+        moved = data.Augmentation("affine").image(
+            data.Preprocessing((side, side)), image_bytes, tf.constant([seed, 0])
+        )
+        moved = np.asarray(moved, float)
         y, x = np.nonzero(moved[..., 2] > 254.999)
         known = np.stack([x - centre, y - centre, np.ones(len(x))], 1)
         found = moved[y, x, :2] / 4 - centre
         linear, *_ = np.linalg.lstsq(known, found, rcond=None)
-        np.testing.assert_allclose(known @ linear, found, atol=0.01)
+        np.testing.assert_allclose(
+            known @ linear, found, atol=0.25
+        )  # values are rounded, 4 for a pixel
         maps.append(linear.T)
     low, high = np.min(maps, 0), np.max(maps, 0)  # rows x, y; columns x, y, shift
     bounds = np.array([[1.15, 0.48, side / 8], [0.30, 1.15, side / 8]])
-    assert (np.abs(maps) <= bounds + 0.01).all()
+    assert (np.abs(maps) <= bounds + 0.02).all()
     assert (high[[0, 1], [0, 1]] > 1.05).all() and (low[[0, 1], [0, 1]] > 0.81).all()
     for i, j in ((0, 1), (0, 2), (1, 0), (1, 2)):
         assert low[i, j] < -0.5 * bounds[i, j] and high[i, j] > 0.5 * bounds[i, j]
@@ -129,7 +149,10 @@ def test_preprocessing_record_goes_round_and_is_checked():
 
 def test_unknown_augmentation():
     with pytest.raises(InputError, match="`augmentation` must be one of.*'cutout'"):
-        data.Preprocessing((8, 8)).training_image(b"", tf.constant([0, 0]), "cutout")
+        data.Augmentation("cutout")
+    for field, value in (("mixup_alpha", -1), ("color_jitter", 2), ("randaug_magnitude", 31)):
+        with pytest.raises(InputError, match=f"`{field}` must be .*{field}={value}"):
+            data.Augmentation(**{field: value})
 
 
 def test_stratified_split_is_stratified_whole_and_steady():
@@ -178,7 +201,13 @@ def test_batches_depend_on_seed_and_epoch_alone(source):
     def batches(seed, first_epoch=0, epochs=2):
         tf.random.set_seed(int(np.random.randint(1000)))  # must not matter
         stream = data.training_batches(
-            source, preprocessing, 8, epochs, seed, "inception_flip", first_epoch
+            source,
+            preprocessing,
+            8,
+            epochs,
+            seed,
+            data.Augmentation("inception_flip"),
+            first_epoch,
         )
         assert stream.element_spec[0].shape == (8, 8, 8, 3)
         return [(images.numpy(), labels.numpy()) for images, labels in stream]

@@ -34,7 +34,16 @@ class VisionModel(Base):
     On the TensorFlow backend that is `ExactModel`'s work; elsewhere it trains as Keras does. What
     Keras forgets on reload, the weights that do not decay and the frozen ones, is kept on every
     backend.
+
+    Images of type uint8 are pixels, 0 to 255, which it scales to [-1, 1] itself, on its device;
+    floats have to be in [-1, 1] already.
     """
+
+    def call(self, inputs, training=None, mask=None):
+        """Scales pixels, then runs the layers."""
+        if keras.backend.standardize_dtype(inputs.dtype) == "uint8":
+            inputs = (keras.ops.cast(inputs, "float32") - 127.5) / 127.5
+        return super().call(inputs, training=training, mask=mask)
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -223,7 +232,7 @@ def vit(
         dtype: Keras dtype or policy of all layers, such as "mixed_bfloat16". Logits and features
             are always float32.
         name: Name of the model.
-    Input shape: `(b, h, w, 3)`, values in [-1, 1].
+    Input shape: `(b, h, w, 3)`, values in [-1, 1], or uint8 from 0 to 255.
     Output shape: `(b, num_classes)` logits, or `(b, d)` features (2 d with "token_gap").
         The head starts at zero.
     Raises:

@@ -120,7 +120,7 @@ def resnet(
         dtype: Keras dtype or policy of all layers, such as "mixed_bfloat16". Logits and features
             are always float32.
         name: Name of the model.
-    Input shape: `(b, h, w, 3)`, values in [-1, 1].
+    Input shape: `(b, h, w, 3)`, values in [-1, 1], or uint8 from 0 to 255.
     Output shape: `(b, num_classes)` logits, or `(b, 2048 * width)` features. The head starts at
         zero.
     Raises:

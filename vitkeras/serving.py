@@ -63,7 +63,7 @@ def export(model, preprocessing, class_names, base, version=None):
         }
 
     def from_bytes(image_bytes):
-        size = tf.TensorSpec((*preprocessing.image_size, 3), tf.float32)
+        size = tf.TensorSpec((*preprocessing.image_size, 3), tf.uint8)
         return answer(
             tf.map_fn(preprocessing.evaluation_image, image_bytes, fn_output_signature=size)
         )

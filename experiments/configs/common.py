@@ -29,6 +29,20 @@ def get_config():
     config.shots = placeholder(int)
     # none, inception, inception_flip or affine.
     config.augmentation = "inception_flip"
+    # Smooth an image before it is shrunk; recorded in the run, and done wherever it is used.
+    config.antialias = False
+    # Up to 1 plus or minus this times brightness, contrast and saturation.
+    config.color_jitter = 0.0
+    # RandAugment: operations for each image, and their strength (10: the end of each range).
+    config.randaug_layers = 0
+    config.randaug_magnitude = 10
+    # Share of the images of which a rectangle becomes noise.
+    config.erasing_rate = 0.0
+    # Of the beta distributions of mixup and CutMix, 0 for none; with both, each batch gets one.
+    config.mixup_alpha = 0.0
+    config.cutmix_alpha = 0.0
+    # A share for each example; else one for each batch.
+    config.mixup_per_example = False
 
     # Letter/patch, such as "B/16"; a hybrid, such as "R50+B/16"; a BiT ResNet, such as "R50x1", of
     # which only size and dtype can be chosen; or "auto", whatever `init_from` is of.

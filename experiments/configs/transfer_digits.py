@@ -4,7 +4,7 @@ from experiments.configs import common
 
 
 def get_config():
-    """Returns the config: a DINOv2 ViT-S/14 at 112 on 100 digits."""
+    """Returns the config: a DINOv2 ViT-S/14 at 56 on 100 digits."""
     config = common.get_config()
     config.dataset = "digits"
     config.shots = 10
@@ -12,7 +12,7 @@ def get_config():
     config.variant = "S/14"
     config.layer_scale = 1.0
     config.gelu = "exact"
-    config.image_size = (112, 112)
+    config.image_size = (56, 56)
     config.init_from = "weights/dinov2_small"
     config.batch_size = 20
     config.epochs = 30

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from vitkeras.data.augmentation import Augmentation
 from vitkeras.errors import InputError
 
 
@@ -26,7 +27,7 @@ def training_batches(
     batch_size,
     epochs,
     seed=0,
-    augmentation="none",
+    augmentation=Augmentation(),  # noqa: B008 (it cannot be changed)
     first_epoch=0,
     first_step=0,
 ):
@@ -42,21 +43,26 @@ def training_batches(
         batch_size: Global batch, in images.
         epochs: Epochs of the whole run.
         seed: Chooses order and augmentation.
-        augmentation: One of `AUGMENTATIONS`.
+        augmentation: An `Augmentation`.
         first_epoch: The epoch to begin with.
         first_step: Batches of the first epoch that are left out.
     Returns:
-        A tf.data.Dataset of images float32 `(b, h, w, 3)` and labels int32 `(b,)`; each epoch
-        has `steps_per_epoch` whole batches, and leaves out what is over.
+        A tf.data.Dataset of images uint8 `(b, h, w, 3)` and labels int32 `(b,)`, or float32
+        `(b, classes)` where the augmentation mixes; each epoch has `steps_per_epoch` whole batches,
+        and leaves out what is over.
     """
-    steps = steps_per_epoch(source, batch_size)
+    steps, classes = steps_per_epoch(source, batch_size), len(source.class_names)
+
+    def pair(kind, epoch, index):
+        fold = tf.random.experimental.stateless_fold_in
+        return fold(fold([seed, kind], epoch), index)
 
     def example(epoch, index, encoded):
-        pair = tf.random.experimental.stateless_fold_in(
-            tf.random.experimental.stateless_fold_in([seed, 1], epoch), index
-        )
-        image = preprocessing.training_image(encoded["image_bytes"], pair, augmentation)
-        return image, tf.cast(encoded["label"], tf.int32)
+        image = augmentation.image(preprocessing, encoded["image_bytes"], pair(1, epoch, index))
+        return image, tf.cast(encoded["label"], tf.int32), epoch, index
+
+    def mixed(images, labels, epochs, indices):
+        return augmentation.batch(images, labels, pair(2, epochs[0], indices[0]), classes)
 
     def of_epoch(epoch):
         first = batch_size * tf.where(epoch == first_epoch, tf.cast(first_step, tf.int64), 0)
@@ -69,6 +75,7 @@ def training_batches(
         .flat_map(of_epoch)
         .map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .batch(batch_size, drop_remainder=True)
+        .map(mixed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .prefetch(tf.data.AUTOTUNE)
     )
 
@@ -77,7 +84,7 @@ def evaluation_batches(source, split, preprocessing, batch_size):
     """Returns whole batches with weights: 1 for an example, 0 for what fills the last batch.
 
     Returns:
-        A tf.data.Dataset of images float32 `(b, h, w, 3)`, labels int32 `(b,)` and weights
+        A tf.data.Dataset of images uint8 `(b, h, w, 3)`, labels int32 `(b,)` and weights
         float32 `(b,)`, in the order of the source.
     """
     examples = source.num_examples(split)
@@ -88,7 +95,7 @@ def evaluation_batches(source, split, preprocessing, batch_size):
         return image, tf.cast(encoded["label"], tf.int32), 1.0
 
     def filler(_):
-        image = tf.zeros((*preprocessing.image_size, 3))
+        image = tf.zeros((*preprocessing.image_size, 3), tf.uint8)
         return image, tf.zeros((), tf.int32), 0.0
 
     real = source.examples(split).map(

@@ -1,4 +1,4 @@
-"""The loss: cross-entropy of integer labels, in float32."""
+"""The loss: cross-entropy of labels or shares of classes, in float32."""
 
 import keras
 from keras import ops
@@ -8,7 +8,9 @@ from vitkeras.errors import check_range
 
 @keras.saving.register_keras_serializable(package="vitkeras")
 class SmoothedCrossEntropy(keras.losses.Loss):
-    """Cross-entropy of logits and integer labels, with label smoothing (Keras's own has none).
+    """Cross-entropy of logits, with label smoothing for integer labels too (Keras's has none).
+
+    Labels are integers `(b,)`, or shares of all classes `(b, classes)`, as mixing makes them.
 
     Args:
         label_smoothing: Share of the target that is spread evenly over all classes.
@@ -22,8 +24,11 @@ class SmoothedCrossEntropy(keras.losses.Loss):
     def call(self, labels, logits):
         """Returns the loss of each example, `(b,)`, in nats."""
         logs = ops.log_softmax(ops.cast(logits, "float32"))  # (b, classes)
-        labels = ops.cast(ops.reshape(labels, (-1, 1)), "int32")
-        chosen = ops.take_along_axis(logs, labels, axis=-1)[:, 0]
+        if len(labels.shape) == 2 and labels.shape[1] == logs.shape[1] > 1:
+            chosen = ops.sum(ops.cast(labels, "float32") * logs, axis=-1)
+        else:
+            labels = ops.cast(ops.reshape(labels, (-1, 1)), "int32")
+            chosen = ops.take_along_axis(logs, labels, axis=-1)[:, 0]
         share = self.label_smoothing
         return -(1 - share) * chosen - share * ops.mean(logs, axis=-1)
 

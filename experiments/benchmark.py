@@ -2,14 +2,19 @@
 
     python -m experiments.benchmark model
     python -m experiments.benchmark state
+    python -m experiments.benchmark input
 
 `model`: a forward pass and an AdamW step of a ViT-S/16 at 224 with 1000 classes, batch 8, with and
 without XLA, against keras_hub's ViT of the same size. Each pair runs in turn, round by round; the
 medians and their ratio are printed.
 
 `state`: the same training steps with and without saving the state of the run every 20 of them.
+
+`input`: images/s out of the input pipeline alone: crops, crops with RandAugment (2, 15), the same
+with Keras's layer, and with PIL and NumPy in two processes.
 """
 
+import functools
 import itertools
 import statistics
 import sys
@@ -133,7 +138,30 @@ def time_saves(images, labels):
     return {"save_steps": SAVE_STEPS.value, "bytes": size, "cost": round(cost, 4)}
 
 
-JOBS = {"model": time_models, "state": time_saves}
+def time_input(images, labels):
+    """Times the input pipeline and its peers, in turn; each job makes fewer the slower it is."""
+    from experiments import input_jobs
+
+    side, image_bytes = IMAGE_SIZE.value, input_jobs.photograph()
+    pil = input_jobs.PilJob(image_bytes, side)
+    jobs = {
+        "crop": (400, input_jobs.tensorflow_job(image_bytes, side)),
+        "randaug": (400, input_jobs.tensorflow_job(image_bytes, side, "ours")),
+        "keras_randaug": (20, input_jobs.tensorflow_job(image_bytes, side, "keras")),
+        "pil_randaug": (400, pil),
+    }
+    try:
+        seconds = time_in_turn({k: functools.partial(job, n) for k, (n, job) in jobs.items()})
+    finally:
+        pil.close()
+    rates = {name: jobs[name][0] / time for name, time in seconds.items()}
+    for name, rate in rates.items():
+        ratio = rates["randaug"] / rate
+        print(f"{name:14s} {rate:7.1f} images/s, randaug / it {ratio:.2f}", file=sys.stderr)
+    return {name: round(rate, 1) for name, rate in rates.items()}
+
+
+JOBS = {"model": time_models, "state": time_saves, "input": time_input}
 
 
 def main(arguments):

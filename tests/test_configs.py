@@ -8,7 +8,13 @@ from conftest import ROOT, python
 
 import vitkeras as vk
 from experiments import train
-from experiments.configs import augreg_transfer, common, paper_finetune, paper_pretrain
+from experiments.configs import (
+    augreg_pretrain,
+    augreg_transfer,
+    common,
+    paper_finetune,
+    paper_pretrain,
+)
 from vitkeras.errors import InputError
 from vitkeras.finetuning import freeze
 
@@ -18,6 +24,7 @@ ROWS = (
     + [(paper_finetune, f"{model},cifar10") for model in paper_finetune.MODELS]
     + [(augreg_transfer, f"B/32,{data},224") for data in augreg_transfer.LEARNING_RATES]
     + [(augreg_transfer, f"{model},pets,384") for model in augreg_transfer.MODELS]
+    + [(augreg_pretrain, "S/16,imagenet,strong2")]
 )
 
 
@@ -127,6 +134,30 @@ def test_a_run_ends_with_its_last_step_and_its_epochs_are_whole():
     assert train.run_length(config, 7) == (15, 3)
     config.total_steps = 14
     assert train.run_length(config, 7) == (14, 2)
+
+
+def test_the_recipes_of_augreg():
+    assert augreg_pretrain.RECIPES == {  # RandAugment layers and magnitude, mixup
+        "none": (0, 0, 0), "light1": (2, 0, 0), "light2": (2, 10, 0.2), "medium1": (2, 15, 0.2),
+        "medium2": (2, 15, 0.5), "strong1": (2, 20, 0.5), "strong2": (2, 20, 0.8),
+    }  # fmt: skip
+    config = augreg_pretrain.get_config("B/32,imagenet21k,strong2")
+    fields = (
+        "dataset",
+        "epochs",
+        "randaug_layers",
+        "randaug_magnitude",
+        "mixup_alpha",
+        "batch_size",
+        "learning_rate",
+        "decay",
+        "warmup_steps",
+        "weight_decay",
+        "clip_norm",
+    )
+    assert [config[field] for field in fields] == [
+        "imagenet21k", 30, 2, 20, 0.8, 4096, 1e-3, "cosine", 10_000, 0.1, 1.0
+    ]  # fmt: skip
 
 
 def test_smoke_keeps_what_a_config_chooses():

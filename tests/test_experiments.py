@@ -282,4 +282,6 @@ def test_benchmark_measures_both_jobs_with_and_without_xla():
         "benchmark", "state", "--variant=Ti/16", "--image_size=32", "--rounds=1", "--save_steps=2"
     )
     assert result["bytes"] > 5e6 * 3 * 4 and result["cost"] > -1
+    result, process = script("benchmark", "input", "--image_size=64", "--rounds=1")
+    assert result["randaug"] > result["keras_randaug"] > 0 and result["pil_randaug"] > 0
     assert "Received: inptu" in script("benchmark", "inptu", fails=True)

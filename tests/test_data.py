@@ -1,4 +1,8 @@
+import io
 import itertools
+import resource
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -7,6 +11,7 @@ from conftest import photo
 from PIL import Image
 
 from vitkeras import data
+from vitkeras.data.preprocessing import declared_pixels
 from vitkeras.data.splits import few_shots
 from vitkeras.errors import InputError
 
@@ -66,6 +71,73 @@ def test_every_mode_becomes_rgb(tmp_path, kind, mode):
         reference = np.asarray(photo(30, 44).convert("L"), int)
         assert np.abs(image[..., 0] - reference).mean() < 3
         assert (image[..., 0] == image[..., 2]).all()
+
+
+def giant(kind):
+    """A small file whose header declares 50,000 x 50,000 pixels."""
+    buffer = io.BytesIO()
+    photo(20, 30).save(buffer, kind)
+    content = bytearray(buffer.getvalue())
+    if kind == "PNG":
+        content[16:24] = struct.pack(">II", 50_000, 50_000)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    elif kind == "GIF":
+        content[6:10] = struct.pack("<HH", 50_000, 50_000)
+    elif kind == "BMP":
+        content[18:26] = struct.pack("<ii", 50_000, -50_000)
+    else:
+        frame = content.index(b"\xff\xc0")
+        content[frame + 5 : frame + 9] = struct.pack(">HH", 50_000, 50_000)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP"])
+def test_a_header_that_declares_too_much_is_refused_before_it_takes_memory(tmp_path, kind):
+    assert int(declared_pixels(encoded(tmp_path, kind=kind))) == 30 * 44
+    image_bytes = giant(kind)
+    assert int(declared_pixels(image_bytes)) == 2_500_000_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    augmentation = data.Augmentation("inception")
+    for use in (
+        data.decode_image,
+        lambda x: augmentation.image(data.Preprocessing((8, 8)), x, tf.constant([0, 0])),
+    ):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="at most 100,000,000 pixels"):
+            use(image_bytes)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_no_image_declares_nothing():
+    for content in (b"", b"BM", b"GIF8", b"\x89PNG", b"hello, world, this is no image at all"):
+        assert int(declared_pixels(content)) == 0
+
+
+def test_odd_files_of_a_folder_are_decoded_or_named(tmp_path):
+    root = tmp_path / "photos"
+    for name in ("ant", "bee"):
+        (root / name).mkdir(parents=True)
+        for i in range(5):
+            photo(30, 40, seed=i).save(root / name / f"{i}.png")
+    buffer = io.BytesIO()
+    frames = [photo(30, 40, seed=i) for i in range(3)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    whole = (root / "ant" / "0.png").read_bytes()
+    odd = {
+        "animated.png": buffer.getvalue(), "png.jpg": whole, "cut.png": whole[: len(whole) // 2],
+        "empty.jpg": b"", "text.png": b"hello", "giant.png": giant("PNG"),
+        "giant.jpg": giant("JPEG"),
+    }  # fmt: skip
+    for name, content in odd.items():
+        (root / "bee" / name).write_bytes(content)
+    source = data.FolderSource(root)
+    for split in ("train", "validation", "test"):
+        source.check(split)
+    reasons = dict(source.bad_images)
+    bad = {f"bee/{name}" for name in odd if name not in ("animated.png", "png.jpg")}
+    assert set(reasons) == bad
+    assert reasons["bee/empty.jpg"] == "the file is empty"
+    assert "at most 100,000,000 pixels" in reasons["bee/giant.png"]
+    assert sum(source.num_examples(split) for split in ("train", "validation", "test")) == 12
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

@@ -10,7 +10,7 @@ import math
 import tensorflow as tf
 
 from vitkeras.data.mixing import mix
-from vitkeras.data.preprocessing import decode_image
+from vitkeras.data.preprocessing import decode_image, not_too_large
 from vitkeras.data.randaugment import GRAY, rand_augment
 from vitkeras.errors import InputError, check_range, nearest
 
@@ -206,8 +206,10 @@ def _inception_crop(image_bytes, seed):
         return begin[0], begin[1], size[0], size[1]
 
     def jpeg():
-        shape = tf.concat([tf.io.extract_jpeg_shape(image_bytes)[:2], [3]], 0)  # CMYK reports 4
-        return tf.image.decode_and_crop_jpeg(image_bytes, tf.stack(window(shape)), channels=3)
+        sides = tf.io.extract_jpeg_shape(image_bytes)[:2]
+        checked = not_too_large(image_bytes, tf.reduce_prod(tf.cast(sides, tf.int64)))
+        shape = tf.concat([sides, [3]], 0)  # CMYK reports 4 channels
+        return tf.image.decode_and_crop_jpeg(checked, tf.stack(window(shape)), channels=3)
 
     def other():
         image = decode_image(image_bytes)

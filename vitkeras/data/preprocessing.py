@@ -9,6 +9,9 @@ import tensorflow as tf
 
 from vitkeras.errors import InputError
 
+#: Pixels of the largest image that is decoded: 10,000 x 10,000, 300 MB. A header may say anything.
+MAX_PIXELS = 10**8
+
 FIXED = {"resize": "bilinear", "value_range": [-1, 1]}
 
 
@@ -22,9 +25,65 @@ def decode_image(image_bytes):
         image_bytes: Scalar string.
     Returns:
         uint8 `(h, w, 3)`.
+    Raises:
+        tf.errors.InvalidArgumentError: If they are no such image, or its header declares more than
+            `MAX_PIXELS`.
     """
+    image_bytes = not_too_large(image_bytes, declared_pixels(image_bytes))
     image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
     return tf.ensure_shape(image, (None, None, 3))
+
+
+def not_too_large(image_bytes, pixels):
+    """Returns the bytes again, once it is sure that they declare no more than `MAX_PIXELS`."""
+    message = f"An image must have at most {MAX_PIXELS:,} pixels. Its header declares"
+    check = tf.debugging.Assert(pixels <= MAX_PIXELS, [message, pixels])
+    with tf.control_dependencies([] if check is None else [check]):
+        return tf.identity(image_bytes)
+
+
+def declared_pixels(image_bytes):
+    """Returns height times width as the header has it, int64; 0 if it is of no known kind.
+
+    Args:
+        image_bytes: Scalar string.
+    """
+
+    def number(begin, length, little_endian):
+        # Zeros behind, so that there is always enough to read.
+        text = tf.strings.substr(image_bytes + tf.constant(b"\0" * 32), begin, length)
+        digits = tf.cast(tf.io.decode_raw(text, tf.uint8), tf.int64)
+        digits = digits if little_endian else tf.reverse(digits, [0])
+        return tf.reduce_sum(digits * 256 ** tf.range(length, dtype=tf.int64))
+
+    def starts(text):
+        return tf.strings.substr(image_bytes, 0, len(text)) == text
+
+    def jpeg():
+        return tf.cast(tf.io.extract_jpeg_shape(image_bytes), tf.int64)[:2]
+
+    def png():
+        return tf.stack([number(16, 4, False), number(20, 4, False)])
+
+    def gif():
+        return tf.stack([number(6, 2, True), number(8, 2, True)])
+
+    def bmp():
+        sides = tf.stack([number(18, 4, True), number(22, 4, True)])
+        return tf.minimum(sides, 2**32 - sides)  # a height below 0: rows from the top
+
+    long_enough = tf.strings.length(image_bytes) >= 26
+    sides = tf.case(
+        [
+            (tf.io.is_jpeg(image_bytes), jpeg),
+            (long_enough & starts(b"\x89PNG"), png),
+            (long_enough & starts(b"GIF8"), gif),
+            (long_enough & starts(b"BM"), bmp),
+        ],
+        default=lambda: tf.zeros((2,), tf.int64),
+        exclusive=False,
+    )
+    return tf.reduce_prod(sides)
 
 
 @dataclasses.dataclass(frozen=True)

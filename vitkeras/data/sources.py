@@ -389,6 +389,9 @@ def _reason(file):
     try:
         decode_image(tf.io.read_file(str(file)))
     except tf.errors.OpError as error:
+        found = re.search(r"Summarized data: b'(.*?)'\s+(\d+)", error.message)  # of an Assert
+        if found:
+            return f"{found[1]} {int(found[2]):,}"
         text = error.message.splitlines()[0]
         return re.sub(r"\{\{.*?\}\}", "", text).partition(" [Op:")[0].strip()[:120]
     return "it failed once and was then decoded"

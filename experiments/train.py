@@ -18,6 +18,7 @@ from ml_collections import config_flags
 
 import vitkeras as vk
 from experiments import curves
+from experiments.configs import common
 from vitkeras import data, training
 from vitkeras.errors import InputError, check_range
 from vitkeras.evaluation import make_evaluator
@@ -103,6 +104,13 @@ def build_model(config, num_classes, tell):
             raise InputError(
                 "`variant=auto` is that of `init_from`, which must be given. "
                 f"Received: init_from={config.init_from!r}."
+            )
+        base = common.get_config()
+        own_fields = [f for f in MODEL_FIELDS if f != "variant" and config[f] != base[f]]
+        if own_fields:
+            raise InputError(
+                "With `variant=auto` the model is that of `init_from`. Received, and not to be had "
+                f"there: {', '.join(f'{f}={config[f]!r}' for f in own_fields)}."
             )
         model = vk.from_pretrained(config.init_from, num_classes, **own)
         tell(f"the model of {config.init_from}, with a fresh head")

@@ -168,9 +168,22 @@ with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
         model.compile("sgd", "mse")
     except ValueError as error:
         print(error)
+import keras
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    model = vk.vit("Ti/4", image_size=8, num_classes=2, num_layers=1)
+try:
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+except ValueError as error:
+    print(error)
+model.compile("sgd", "mse")  # made in the scope then
+print(type(model.optimizer._distribution_strategy).__name__)
 """
     done = python("-c", code)
-    assert "made in the scope of the strategy" in done.stdout, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3, done.stderr[-2000:]
+    assert "A model must be made in the scope of the strategy" in lines[0]
+    assert "An optimizer must be made in the scope of the strategy" in lines[1]
+    assert lines[2] == "MirroredStrategy"
 
 
 def test_steps_done_before_are_not_run_again():

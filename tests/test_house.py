@@ -21,7 +21,7 @@ ALLOWED = {
     "resnet": {"dropping", "models", "stem"},
     "transfer": {"positions"},
     "runs": {"models", "storage"},
-    "weights": {"models", "resnet", "transfer", "runs", "storage"},
+    "weights": {"models", "positions", "resnet", "transfer", "runs", "storage"},
     "data": set(),
     "finetuning": set(),
     "training": {"finetuning", "private", "storage"},

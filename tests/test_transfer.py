@@ -186,6 +186,14 @@ def test_positions_before_blocks_are_resized_and_relative_ones_cannot_be():
         vk.transfer_weights(source, target)
 
 
+def test_other_heads_are_refused_and_another_gelu_is_said():
+    source, target = models(num_heads=4)
+    with pytest.raises(InputError, match="num_heads=4, vit_ti_4.* has 3"):
+        vk.transfer_weights(source, target)
+    with pytest.warns(UserWarning, match="trained with gelu='tanh', the model has 'exact'"):
+        vk.transfer_weights(*models(gelu="exact"))
+
+
 def test_a_deeper_source_is_refused():
     deeper = vk.vit("Ti/4", image_size=(8, 32), num_classes=3, **TINY | {"num_layers": 3})
     with pytest.raises(InputError, match="block_02/.*which the model does not have"):

@@ -23,6 +23,8 @@ from vitkeras.runs import RunDirectory
 from vitkeras.weights import HALF, IMAGENET, big_vision, bit, flax, google, hugging_face, timm
 from vitkeras.weights.rules import VitFacts, encoder_facts
 
+# Said of a bare timm file; a test of its own waits for it.
+pytestmark = pytest.mark.filterwarnings("ignore:There is no config.json beside")
 SMALL = VitFacts(24, 48, 3, 2, 4, (4, 4), num_classes=5)
 CLASSED = {"style": ("", flax.BY_CLASS)}
 VIT, DINO = (("vit.", hugging_face.VIT), ("", hugging_face.DINO))
@@ -181,8 +183,127 @@ def test_a_grid_that_is_no_square_is_asked_for_or_is_the_models(tmp_path):
         vk.from_pretrained(path)
     model = vk.vit("Ti/4", image_size=(8, 12), num_classes=5, **TINY)
     assert not vk.load_weights(model, path)["resized"]
-    with pytest.raises(InputError, match="with 6 places"):
+    with pytest.raises(InputError, match=r"as many places.*grid=\(4, 2\), .*npz has 6"):
         vk.from_pretrained(path, grid=(4, 2))
+
+
+def test_a_grid_that_is_given_wins_over_a_square(tmp_path):
+    wide = facts(grid=(2, 8))
+    path = write(google, random_arrays(google, wide), tmp_path)
+    assert vk.from_pretrained(path).input_shape[1:3] == (16, 16)
+    assert vk.from_pretrained(path, grid=(2, 8)).input_shape[1:3] == (8, 32)
+    model = vk.vit("Ti/4", image_size=(8, 32), num_classes=5, **TINY)
+    assert vk.load_weights(model, path)["resized"]
+    assert not vk.load_weights(model, path, grid=(2, 8))["resized"]
+    with pytest.raises(InputError, match=r"grid=\(3, 4\)"):
+        vk.from_pretrained(path, grid=(3, 4))
+
+
+@pytest.mark.parametrize("registers, grid", [(0, (3, 5)), (4, (4, 11)), (0, (4, 16))])
+def test_the_grid_of_a_timm_model_is_not_guessed_where_it_is_told(registers, grid, tmp_path):
+    style = ("norm", 1 + registers)
+    file = facts(style, **TORCH, num_registers=registers, grid=grid)
+    write(timm, random_arrays(timm, file), tmp_path)
+    size = (4 * grid[0], 4 * grid[1])
+    model = vk.from_pretrained(tmp_path / "model.safetensors", grid=grid, num_heads=3)
+    assert model.input_shape[1:3] == size
+    for config in (
+        {"model_args": {"img_size": list(size), "num_heads": 3}},
+        {"pretrained_cfg": {"input_size": [3, *size]}, "model_args": {"num_heads": 3}},
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        model = vk.from_pretrained(tmp_path)
+        assert model.input_shape[1:3] == size
+        assert model.get_layer("patch_encoder").grid == grid
+
+
+def test_what_config_json_says_of_a_timm_model(tmp_path):
+    wide = dataclasses.replace(FILES["timm"][1], hidden_dim=192, mlp_dim=48, num_heads=6)
+    write(timm, random_arrays(timm, wide), tmp_path)
+    for config, expected in (
+        ({"model_args": {"num_heads": 6}}, (6, "exact")),
+        ({"model_args": {"num_heads": 6, "act_layer": "gelu_tanh"}}, (6, "tanh")),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        block = vk.from_pretrained(tmp_path).get_layer("block_00")
+        assert (block.num_heads, block.gelu) == expected
+    for config, message in (
+        ({"architecture": "vit_base_patch16_gap_224"}, "heads of this architecture"),
+        ({"model_args": {"act_layer": "relu"}}, "`act_layer` among gelu, gelu_tanh"),
+        ({"model_args": {"norm_layer": "rmsnorm"}}, "own `norm_layer`"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match=message):
+            vk.from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.warns(UserWarning) as caught:
+        vk.from_pretrained(tmp_path / "model.safetensors")
+    said = " ".join(str(warning.message) for warning in caught)
+    assert "number of heads of" in said and "guessed, 3" in said
+    assert "no config.json beside" in said and "give `mean_std`" in said
+
+
+@pytest.mark.parametrize(
+    "card, scaled",
+    [
+        ({"do_normalize": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}, lambda v: v),
+        ({"image_mean": 0.5, "image_std": 0.25}, lambda v: (v - 0.5) / 0.25),
+        (
+            {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 127.5},
+            lambda v: (v * 2 - 0.5) / 0.5,
+        ),
+        (
+            {"image_mean": [127.5] * 3, "image_std": [127.5] * 3, "do_rescale": False},
+            lambda v: (v * 255 - 127.5) / 127.5,
+        ),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_images_are_scaled_as_the_processor_did(card, scaled, nested, tmp_path):
+    format, expected = FILES["hugging face"]
+    path = write(format, random_arrays(format, expected), tmp_path)
+    plain = vk.from_pretrained(path, num_heads=3)
+    name = "processor_config.json" if nested else "preprocessor_config.json"
+    (tmp_path / name).write_text(json.dumps({"image_processor": card} if nested else card))
+    values = (images(plain) + 1) / 2
+    folded = vk.from_pretrained(tmp_path, num_heads=3)
+    np.testing.assert_allclose(folded(2 * values - 1), plain(scaled(values)), atol=2e-4)
+
+
+def test_a_processor_that_cannot_be_followed_is_refused(tmp_path):
+    write(*FILES["hugging face"][:1], random_arrays(*FILES["hugging face"]), tmp_path)
+    for card in ({"image_mean": 0.5, "image_std": 0.5, "offset": True}, {"image_mean": [1, 2]}):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(card))
+        with pytest.raises(InputError, match="must say plainly how pixels are scaled"):
+            vk.from_pretrained(tmp_path, num_heads=3)
+
+
+def test_what_does_not_apply_is_refused(tmp_path):
+    model = randomised()
+    model.save(tmp_path / "model.keras")
+    for more in ({"mean_std": IMAGENET}, {"grid": (9, 9)}, {"num_heads": 6}):
+        with pytest.raises(InputError, match="is for files of others"):
+            vk.from_pretrained(tmp_path / "model.keras", **more)
+    with pytest.raises(InputError, match="`resize` must be one of.*'bogus'"):
+        vk.from_pretrained(tmp_path / "model.keras", resize="bogus")
+    with pytest.raises(InputError, match="`path` must end in .npz, or name a folder"):
+        vk.save_weights(model, tmp_path / "model.keras")
+    features = vk.from_pretrained(tmp_path / "model.keras", include_top=False)
+    assert features.output_shape == (None, 24)
+
+
+def test_common_folders_of_other_kinds_are_named(tmp_path):
+    arrays = random_arrays(*FILES["timm"])
+    write(timm, arrays | {"dist_token": np.zeros((1, 1, 24), "f4")}, tmp_path)
+    with pytest.raises(InputError, match="no distillation token"):
+        vk.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(InputError, match="pytorch_model.bin, a torch pickle"):
+        vk.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(InputError, match="Weights must be in one file.*max_shard_size"):
+        vk.from_pretrained(tmp_path)
 
 
 def test_what_the_weights_were_trained_with_is_folded_into_the_projection(tmp_path):
@@ -215,8 +336,14 @@ def test_the_files_beside_are_read(tmp_path):
     for text, message in (
         ("{", "config.json must be JSON"),
         ("[]", "must hold an object"),
-        ('{"hidden_act": "quick_gelu"}', "`hidden_act` must be one of.*'quick_gelu'"),
+        (
+            '{"hidden_act": "quick_gelu", "num_attention_heads": 3}',
+            "`hidden_act` must be one of.*'quick_gelu'",
+        ),
         ('{"num_attention_heads": 7}', "divisor of the width.*num_heads=7"),
+        ('{"num_attention_heads": "3"}', "divisor of the width.*num_heads='3'"),
+        ('{"num_attention_heads": 3, "layer_norm_eps": "a"}', "a small number.*'a'"),
+        ('{"num_attention_heads": 3, "layer_norm_eps": -1}', "a small number.*=-1"),
     ):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(InputError, match=message):
@@ -527,7 +654,9 @@ def test_an_unknown_number_of_heads_is_asked_for(tmp_path):
     with pytest.raises(InputError, match="does not tell its number of heads.*of width 24"):
         vk.from_pretrained(path)
     wide = dataclasses.replace(FILES["timm"][1], hidden_dim=128, num_heads=2)
-    model = vk.from_pretrained(write(timm, random_arrays(timm, wide), tmp_path))
+    path = write(timm, random_arrays(timm, wide), tmp_path)
+    with pytest.warns(UserWarning, match="number of heads of .* was guessed, 2"):
+        model = vk.from_pretrained(path)
     assert model.get_layer("block_00").num_heads == 2  # one for each 64
 
 

@@ -11,6 +11,8 @@ What Keras 3 does otherwise under tf.distribute, and what happens here instead:
 `private.py` names the Keras API that this needs and that is not public. TensorFlow backend only.
 """
 
+import contextlib
+
 import keras
 import tensorflow as tf
 
@@ -43,10 +45,13 @@ class ExactModel(keras.Model):
         strategy = self.distribute_strategy
         distributed = strategy.num_replicas_in_sync > 1 or _is_tpu(strategy)
         if distributed:
-            self._check_scope(strategy)
+            self._check_scope(strategy, "A model", self.weights)
         if distributed and kwargs.get("jit_compile", "auto") == "auto":
             kwargs["jit_compile"] = False
-        super().compile(*args, **kwargs)
+        with strategy.scope() if distributed else contextlib.nullcontext():
+            super().compile(*args, **kwargs)
+        if distributed and self.optimizer is not None:
+            self._check_scope(strategy, "An optimizer", self.optimizer.variables)
         self.accumulation_steps = accumulation_steps
         steps = getattr(self.optimizer, "gradient_accumulation_steps", None)
         if steps:
@@ -61,15 +66,15 @@ class ExactModel(keras.Model):
                 f"Received: {strategy.num_replicas_in_sync} replicas. Use mixed_bfloat16."
             )
 
-    def _check_scope(self, strategy):
-        outside = [
-            v.path for v in self.weights if not strategy.extended.variable_created_in_scope(v.value)
-        ]
+    @staticmethod
+    def _check_scope(strategy, what, variables):
+        created = strategy.extended.variable_created_in_scope
+        outside = [v.path for v in variables if not created(v.value)]
         if outside:
             raise InputError(
-                "A model must be made in the scope of the strategy that it trains under: "
+                f"{what} must be made in the scope of the strategy that it trains under: "
                 "`with strategy.scope(): model = ...; model.compile(...)`. Received: "
-                f"{type(strategy).__name__} and {len(outside)} weights made outside, "
+                f"{type(strategy).__name__} and {len(outside)} variables made outside, "
                 f"such as {outside[0]}."
             )
 

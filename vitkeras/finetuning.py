@@ -59,7 +59,7 @@ def _frozen(layers, what):
     if what == "backbone" and HEAD in layers:
         return set(layers) - {HEAD}
     num_blocks = count_blocks(layers)
-    match = re.fullmatch(r"blocks:(\d+)", what)
+    match = re.fullmatch(r"blocks:(\d+)", str(what))
     if not match or not num_blocks or int(match[1]) > num_blocks:
         raise InputError(
             "`freeze` must be backbone, in a model with a head, or blocks:K, with K up to the "

@@ -77,10 +77,15 @@ def resize_patches(kernel, new_patch_size):
     return resized.reshape(new_patch_size, new_patch_size, channels, width).astype(kernel.dtype)
 
 
-def resize_matrix(old, new, resize):
-    """Returns the matrix `(new, old)` that interpolates one axis; its rows sum to 1."""
+def check_resize(resize):
+    """Raises an InputError if there is no such convention."""
     if resize not in RESIZES:
         raise InputError(f"`resize` must be one of {RESIZES}. Received: resize={resize!r}.")
+
+
+def resize_matrix(old, new, resize):
+    """Returns the matrix `(new, old)` that interpolates one axis; its rows sum to 1."""
+    check_resize(resize)
     if resize == "zoom":
         at = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
     else:

@@ -1,12 +1,13 @@
 """`transfer_weights(source, target)`: starts a model from weights that were trained before."""
 
 import re
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 
 from vitkeras.errors import InputError
-from vitkeras.positions import resize_matrix, resize_patches, resize_positions
+from vitkeras.positions import check_resize, resize_matrix, resize_patches, resize_positions
 
 #: Of a `PositionEmbedding`: in the patch encoder, or before a block.
 PLACED = re.compile(r"(?:patch_encoder/)?positions(?:_\d+)?/(embedding|rows|columns)")
@@ -70,11 +71,45 @@ def transfer_weights(source, target, resize="zoom"):
     Returns:
         A `Report`: `{"copied": [...], "resized": [...], "fresh": [...], "unused": [...]}`, each a
         list of weight paths; it prints as a few lines.
+    Warns:
+        If the two have another GELU or epsilon.
     Raises:
-        InputError: (a ValueError) If a weight of `target` has no counterpart of its shape, or one
-            of `source` besides those of its task has none.
+        InputError: (a ValueError) If the numbers of heads differ, a weight of `target` has no
+            counterpart of its shape, or one of `source` besides those of its task has none.
     """
-    return copy_weights(Source.of(source), target, resize)
+    check_resize(resize)
+    blocks = [
+        next((layer for layer in model.layers if layer.name == "block_00"), None)
+        for model in (source, target)
+    ]
+    notes = compare_numerics(*blocks, source.name) if all(blocks) else ()
+    report = copy_weights(Source.of(source), target, resize)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    return report
+
+
+def compare_numerics(there, here, origin):
+    """Returns what to warn of where weights meet another arithmetic than they were trained with.
+
+    Args:
+        there, here: Anything with `num_heads`, `gelu` and `epsilon`.
+        origin: What the weights are called, for the sentences.
+    Raises:
+        InputError: If the numbers of heads differ, which no shape shows.
+    """
+    if here.num_heads != there.num_heads:
+        raise InputError(
+            "`num_heads` of the model must be that of its weights. "
+            f"Received: num_heads={here.num_heads}, {origin} has {there.num_heads}."
+        )
+    return [
+        f"The weights of {origin} were trained with {field}={getattr(there, field)!r}, the model "
+        f"has {getattr(here, field)!r}, so its outputs will differ: build it with "
+        f"{field}={getattr(there, field)!r}, or use `from_pretrained`."
+        for field in ("gelu", "epsilon")
+        if getattr(here, field) != getattr(there, field)
+    ]
 
 
 def copy_weights(source, target, resize, with_head=False):

@@ -1,4 +1,14 @@
-"""The paper's point in small: real pretrained weights, fine-tuned on 10 images of each class."""
+"""The paper's point in small: real pretrained weights, fine-tuned on 10 images of each class.
+
+Command, after that of experiments/real_weights.py:
+    python -m experiments.train --config=experiments/configs/transfer_digits.py \
+        --workdir=runs/transfer_digits
+From scratch, with the best of the rates 1e-4, 3e-4 and 1e-3 and three times as long:
+    ... --config.init_from= --config.layer_decay=1 --config.epochs=90 --config.learning_rate=1e-4
+Hardware, duration: two CPU cores, 83 s, and 182 s from scratch.
+Result, of 179 test images, --config.seed=0, 1 and 2: 93.3 %, 93.3 % and 94.4 %; from scratch
+45.8 %, 54.2 % and 47.5 %. (Which 100 images train is chosen by the seed too.)
+"""
 
 from experiments.configs import common
 

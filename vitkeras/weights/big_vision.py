@@ -6,7 +6,7 @@ Source: https://github.com/google-research/big_vision, models/vit.py.
 import numpy as np
 
 from vitkeras.weights import flax
-from vitkeras.weights.rules import Rule, VitFacts, shape_of, square_grid
+from vitkeras.weights.rules import Rule, VitFacts, grid_of, shape_of
 
 NAME = "big_vision .npz"
 PREFIXES = ("params/", "opt/target/", "")
@@ -35,9 +35,10 @@ def facts(arrays, config, hint):
     learned = f"{prefix}pos_embedding" in shapes
     if learned:
         places = shape_of(arrays, f"{prefix}pos_embedding", 3)[1]
-        grid = square_grid(places, arrays.path, hint.get("grid"))
+        grid = grid_of(places, arrays.path, **hint.get("grid", {}))
     else:  # fixed ones suit any grid
-        grid = tuple(hint.get("grid") or (14, 14))
+        said = hint.get("grid", {})
+        grid = tuple(said.get("given") or said.get("otherwise") or (14, 14))
     if f"{prefix}MAPHead_0/probe" in shapes:
         classifier = "map"
     else:

@@ -20,7 +20,7 @@ KNOWN = (
     ".keras file"
 )
 #: Files of a Hugging Face or timm folder that say how the weights are to be used.
-SIDECARS = ("config.json", "preprocessor_config.json")
+SIDECARS = ("config.json", "processor_config.json", "preprocessor_config.json")
 
 
 @contextlib.contextmanager
@@ -45,6 +45,14 @@ def open_weights(path):
             return
         if not (path / "model.safetensors").exists():
             found = sorted(child.name for child in path.iterdir())
+            if any(name.endswith(".safetensors.index.json") for name in found):
+                raise InputError(
+                    "Weights must be in one file: save them again with "
+                    "`save_pretrained(..., max_shard_size='100GB')`. "
+                    f"Received: the folder {path}, where they are in several."
+                )
+            if "pytorch_model.bin" in found:
+                raise InputError(_pickle(path / "pytorch_model.bin"))
             raise InputError(
                 f"`path` must be {KNOWN}. Received: the folder {path}, which has no "
                 f"model.safetensors but {', '.join(found[:5]) or 'nothing'}."
@@ -115,5 +123,5 @@ def _sidecars(folder):
                 ) from error
             if not isinstance(content, dict):
                 raise InputError(f"{name} must hold an object. Received: {folder / name}.")
-            config.update(content)
+            config.update(content.get("image_processor", content))
     return config

@@ -7,7 +7,7 @@ import dataclasses
 
 from vitkeras.errors import InputError
 from vitkeras.weights import flax
-from vitkeras.weights.rules import Rule, VitFacts, count, shape_of, square_grid
+from vitkeras.weights.rules import Rule, VitFacts, count, grid_of, shape_of
 
 NAME = "Google .npz"
 POSITIONS = "Transformer/posembed_input/pos_embedding"
@@ -37,7 +37,7 @@ def facts(arrays, config, hint):
         **found,
         **flax.top_facts(arrays),
         patch_size=patch_size,
-        grid=square_grid(places - class_token, arrays.path, hint.get("grid")),
+        grid=grid_of(places - class_token, arrays.path, **hint.get("grid", {})),
         num_units=num_units,
         classifier="token" if class_token else "gap",
     )
@@ -114,5 +114,5 @@ def check_writable(facts):
         raise InputError(
             "A Google .npz file is of a ViT or hybrid with a class token or mean pooling, learned "
             "positions, tanh GELU and epsilon 1e-6. Received: a model with "
-            f"{', '.join(wrong)}. Write to a folder instead, for Hugging Face."
+            f"{', '.join(wrong)}. Keep it with `model.save`."
         )

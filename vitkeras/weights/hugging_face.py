@@ -15,17 +15,21 @@ from vitkeras.weights.rules import (
     Rule,
     VitFacts,
     count,
+    grid_of,
     heads,
     linear,
     norm,
     shape_of,
-    square_grid,
+    square_patches,
 )
 
 NAME = "Hugging Face safetensors"
 #: Arrays that a file may have and a model not: for masked training, and a pooler without a head.
 SPARE = (r".*embeddings\.mask_token", r"(vit\.)?pooler\.dense\..*")
-GELUS = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+GELUS = {
+    "gelu": "exact", "gelu_python": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh",
+    "gelu_accurate": "tanh", "gelu_fast": "tanh",
+}  # fmt: skip
 PROJECTION = "embeddings.patch_embeddings.projection.weight"
 #: Names inside a layer, where the two families differ.
 VIT = ("layernorm_before", "layernorm_after", "intermediate.dense", "output.dense")
@@ -51,7 +55,14 @@ def facts(arrays, config, hint):
     shapes, prefix = arrays.shapes, _prefix(arrays.shapes)
     dino = f"{prefix}encoder.layer.0.norm1.weight" in shapes
     names = DINO if dino else VIT
-    d, _, patch_size, _ = shape_of(arrays, f"{prefix}{PROJECTION}", 4)
+    d, patch_size = square_patches(arrays, f"{prefix}{PROJECTION}")
+    if f"{prefix}embeddings.distillation_token" in shapes or (
+        f"{prefix}embeddings.cls_token" not in shapes
+    ):
+        raise InputError(
+            "A Hugging Face ViT must have a class token and no distillation token. "
+            f"Received: {arrays.path}, another kind."
+        )
     mlp_dim = shape_of(arrays, f"{prefix}encoder.layer.0.{names[2]}.weight", 2)[0]
     num_layers = count(shapes, f"{prefix}encoder.layer.{{}}.{names[0]}.weight")
     places = shape_of(arrays, f"{prefix}embeddings.position_embeddings", 3)[1] - 1
@@ -64,15 +75,21 @@ def facts(arrays, config, hint):
             "A classifier must take the class token, or it and the mean of the patches. "
             f"Received: {arrays.path}, whose classifier takes {inputs} numbers, at width {d}."
         )
-    given = _image_size(config)
-    grid = hint.get("grid")
-    if given is not None and given[0] // patch_size * (given[1] // patch_size) == places:
-        grid = tuple(side // patch_size for side in given)
-    else:
-        grid = square_grid(places, arrays.path, grid)
-    given_heads = hint.get("heads", {})
-    if "num_attention_heads" in config:
-        given_heads = {"given": config["num_attention_heads"]}
+    hints = dict(hint.get("grid", {}))
+    size = _image_size(config)
+    if size is not None and hints.get("given") is None:
+        said = tuple(side // patch_size for side in size)
+        hints["given"] = said if said[0] * said[1] == places else None
+    grid = grid_of(places, arrays.path, **hints)
+    given_heads = dict(hint.get("heads", {}))
+    said = config.get("num_attention_heads")
+    if said is not None and given_heads.get("given") not in (None, said):
+        raise InputError(
+            "`num_heads` must be what config.json says. "
+            f"Received: num_heads={given_heads['given']}, {arrays.path} has {said}."
+        )
+    given_heads["given"] = given_heads.get("given") if said is None else said
+    num_heads, notes = heads((d, mlp_dim, num_layers), arrays.path, **given_heads)
     activation = config.get("hidden_act", "gelu")
     if activation not in GELUS:
         raise InputError(
@@ -82,7 +99,7 @@ def facts(arrays, config, hint):
     return VitFacts(
         hidden_dim=d,
         mlp_dim=mlp_dim,
-        num_heads=heads((d, mlp_dim, num_layers), arrays.path, **given_heads),
+        num_heads=num_heads,
         num_layers=num_layers,
         patch_size=patch_size,
         grid=grid,
@@ -91,17 +108,47 @@ def facts(arrays, config, hint):
         layer_scale=dino,
         num_classes=classes,
         gelu=GELUS[activation],
-        epsilon=float(config.get("layer_norm_eps", 1e-6 if dino else 1e-12)),
+        epsilon=_epsilon(config.get("layer_norm_eps", 1e-6 if dino else 1e-12), arrays.path),
         resize="bicubic_antialias" if registers in shapes else "bicubic",
-        mean_std=_mean_std(config) or (IMAGENET if dino else HALF),
+        mean_std=_mean_std(config, arrays.path) or (IMAGENET if dino else HALF),
         style=(prefix, names),
+        notes=notes,
     )  # fmt: skip
 
 
-def _mean_std(config):
-    """Returns what preprocessor_config.json says, which was read into the same dict."""
-    mean, std = config.get("image_mean"), config.get("image_std")
-    return (tuple(mean), tuple(std)) if mean and std else None
+def _epsilon(value, path):
+    if not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise InputError(
+            "`layer_norm_eps` in config.json must be a small number. "
+            f"Received: {path}, with layer_norm_eps={value!r}."
+        )
+    return float(value)
+
+
+def _mean_std(config, path):
+    """Returns what preprocessor_config.json says, which was read into the same dict; or None.
+
+    In terms of values in [0, 1], whatever it has pixels multiplied by before it normalises.
+    """
+    if "image_mean" not in config and "do_normalize" not in config:
+        return None
+    try:
+        if config.get("offset"):
+            raise ValueError("offset=True")
+        normalise = config.get("do_normalize", True)
+        mean, std = (
+            np.broadcast_to(np.array(value, float), (3,))
+            for value in ((config["image_mean"], config["image_std"]) if normalise else (0.0, 1.0))
+        )
+        scale = (
+            255 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 255
+        )
+        return tuple((mean / scale).tolist()), tuple((std / scale).tolist())
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            "preprocessor_config.json must say plainly how pixels are scaled: give `mean_std` "
+            f"instead. Received: the one beside {path} ({error!r})."
+        ) from error
 
 
 def _image_size(config):
@@ -184,7 +231,7 @@ def check_writable(facts):
         raise InputError(
             "transformers has ViTs with a class token and learned positions, and with LayerScale "
             "its DINOv2, which may have registers and the patches' mean beside the token. "
-            f"Received: a model with {', '.join(wrong)}. Write a Google .npz instead."
+            f"Received: a model with {', '.join(wrong)}. Keep it with `model.save`."
         )
 
 

@@ -6,10 +6,11 @@ import warnings
 import numpy as np
 
 from vitkeras.errors import InputError
-from vitkeras.transfer import PROJECTION, Source, copy_weights
+from vitkeras.positions import RESIZES, check_resize
+from vitkeras.transfer import PROJECTION, Source, compare_numerics, copy_weights
 from vitkeras.weights import bit
 from vitkeras.weights.files import open_weights
-from vitkeras.weights.rules import HALF, encoder_facts, is_vit
+from vitkeras.weights.rules import HALF, VitFacts, encoder_facts, is_vit
 
 BIAS = PROJECTION.replace("kernel", "bias")
 
@@ -43,15 +44,20 @@ def load_weights(model, path, *, head=True, resize=None, mean_std=None, grid=Non
         InputError: (a ValueError) If the file is of no known format, damaged, or of another model;
             nothing is loaded then.
     """
+    check_resize(resize or RESIZES[0])
     with open_weights(path) as (kind, content, config):
         if kind == "model":
+            _only_for_files(mean_std=mean_std, grid=grid)
             facts = _model_facts(content)
             source = Source.of(content)
         else:
-            hint = {"grid": grid}
+            hint = {}
             if is_vit(model):
                 mine = _model_facts(model)
-                hint = {"grid": grid or mine.grid, "heads": {"otherwise": mine.num_heads}}
+                hint = {
+                    "grid": {"given": grid, "otherwise": mine.grid},
+                    "heads": {"otherwise": mine.num_heads},
+                }
             facts, source = _source(kind, content, config, hint, mean_std)
         return _fill(model, facts, source, resize, path, None if head else False)
 
@@ -83,18 +89,34 @@ def from_pretrained(
     Raises:
         InputError: (a ValueError) As `load_weights`.
     """
+    check_resize(resize or RESIZES[0])
     with open_weights(path) as (kind, content, config):
         if kind == "model":
+            _only_for_files(mean_std=mean_std, grid=grid, num_heads=num_heads)
             if num_classes is None and image_size is None and not options:
                 return content
             facts, source = _model_facts(content), Source.of(content)
         else:
-            hint = {"grid": grid, "heads": {"given": num_heads}}
+            hint = {"grid": {"given": grid}, "heads": {"given": num_heads}}
             facts, source = _source(kind, content, config, hint, mean_std)
         model = facts.build(num_classes, image_size, **options)
-        with_head = num_classes is None and facts.num_classes is not None
+        with_head = (
+            num_classes is None
+            and facts.num_classes is not None
+            and options.get("include_top", True)
+        )
         _fill(model, facts, source, resize, path, with_head)
     return model
+
+
+def _only_for_files(**given):
+    """Refuses what a saved model knows by itself."""
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"`{name}` is for files of others; a model that was saved here knows its own. "
+                f"Received: {name}={value!r}."
+            )
 
 
 def _model_facts(model):
@@ -199,22 +221,16 @@ def _fill(model, facts, source, resize, path, with_head=None):
 
     if with_head is None:
         with_head = facts.num_classes is not None and facts.num_classes == mine.num_classes
-    for field in ("num_heads", *(("classifier", "pre_logits") if with_head else ())):
+    for field in ("classifier", "pre_logits") if with_head else ():
         here, there = both(field)
         if here != there:
             raise InputError(
                 f"`{field}` of the model must be that of the file. "
                 f"Received: {field}={here!r}, {path} has {there!r}."
             )
-    notes = []
-    for field in ("gelu", "epsilon"):
-        here, there = both(field)
-        if here != there:
-            notes.append(
-                f"The weights of {path} were trained with {field}={there!r}, the model has "
-                f"{here!r}, so its outputs will differ: build it with {field}={there!r}, or use "
-                "`from_pretrained`."
-            )
+    notes = list(getattr(facts, "notes", ()))
+    if isinstance(facts, VitFacts):
+        notes += compare_numerics(facts, mine, path)
     report = copy_weights(source, model, resize or facts.resize, with_head)
     if with_head and not np.any(model.get_layer("head").kernel):
         notes.append(

@@ -115,6 +115,7 @@ class VitFacts:
         mean_std: Mean and deviation of each colour, of values in [0, 1], that images are normalised
             with where these weights come from.
         style: What a format needs to remember of its own names.
+        notes: What had to be assumed, to warn of.
     """
 
     hidden_dim: int
@@ -136,6 +137,7 @@ class VitFacts:
     resize: str = "zoom"
     mean_std: tuple = HALF
     style: tuple = ()
+    notes: tuple = ()
 
     @property
     def class_token(self):
@@ -190,6 +192,7 @@ class VitFacts:
             "epsilon": self.epsilon,
             "include_top": classes is not None,
         }
+        options.setdefault("name", f"vit_{self.hidden_dim}_{self.patch_size}")
         return vit(
             self.variant(),
             image_size=native if image_size is None else image_size,
@@ -239,19 +242,29 @@ def encoder_facts(model):
     )
 
 
-def square_grid(places, path, hint=None):
-    """Returns `(rows, columns)` of a number of places: a square, unless only `hint` can be meant.
+def grid_of(places, path, given=None, otherwise=None):
+    """Returns `(rows, columns)` of a number of places.
 
     Args:
         places: Number of position embeddings of patches.
         path: For the message.
-        hint: A grid that is known to be possible.
+        given: What is said by the user or beside the file.
+        otherwise: A grid that is possible, taken only where a square is not.
+    Raises:
+        InputError: If `given` has another number of places, or there is no telling.
     """
     side = math.isqrt(places)
+    if given is not None:
+        if len(given) != 2 or given[0] * given[1] != places:
+            raise InputError(
+                "`grid=(rows, columns)` must have as many places as the file has positions. "
+                f"Received: grid={tuple(given)}, {path} has {places}."
+            )
+        return tuple(given)
     if side * side == places:
         return side, side
-    if hint is not None and hint[0] * hint[1] == places:
-        return tuple(hint)
+    if otherwise is not None and otherwise[0] * otherwise[1] == places:
+        return tuple(otherwise)
     raise InputError(
         "Positions that are not those of a square do not tell their grid: give "
         f"`grid=(rows, columns)`. Received: {path}, with {places} places."
@@ -259,27 +272,32 @@ def square_grid(places, path, hint=None):
 
 
 def heads(sizes, path, given=None, otherwise=None):
-    """Returns the number of heads, which the shapes of a torch file do not tell.
+    """Returns the number of heads, which the shapes of a torch file do not tell, and a note.
 
     Args:
         sizes: hidden_dim, mlp_dim and num_layers.
         path: For the message.
-        given: What is said beside the file or by the user.
-        otherwise: What to take where neither that nor a letter with these sizes tells, before one
-            for each 64 of the width.
+        given: What is said by the user or beside the file.
+        otherwise: What to take where neither that nor a letter with these sizes tells.
+    Returns:
+        The number, and what to warn of: a guess of one head for each 64 of the width.
+    Raises:
+        InputError: If there is no telling, or the number does not divide the width.
     """
+    notes = ()
     if given is None:
         letters = (v for v in VARIANTS.values() if (v.hidden_dim, v.mlp_dim, v.num_layers) == sizes)
         given = next((v.num_heads for v in letters), otherwise)
     if given is None and sizes[0] % 64 == 0:
         given = sizes[0] // 64
-    if not given or given < 0 or sizes[0] % given:
+        notes = (f"The number of heads of {path} was guessed, {given}: give `num_heads`.",)
+    if not isinstance(given, int) or given < 1 or sizes[0] % given:
         raise InputError(
             "The file does not tell its number of heads: give `num_heads`, a divisor of the width, "
             f"or put its config.json beside it. Received: {path}, of width {sizes[0]}, "
-            f"num_heads={given}."
+            f"num_heads={given!r}."
         )
-    return given
+    return given, notes
 
 
 def count(shapes, pattern, first=0):
@@ -304,3 +322,18 @@ def shape_of(arrays, name, rank):
             + ("missing." if shape is None else f"{shape}.")
         )
     return shape
+
+
+def square_patches(arrays, name):
+    """Returns the width and the patch size of a torch projection, (d, 3, p, p).
+
+    Raises:
+        InputError: If its patches are not square, or of other channels.
+    """
+    d, channels, height, width = shape_of(arrays, name, 4)
+    if height != width or channels != 3:
+        raise InputError(
+            "Patches must be square and of three channels. "
+            f"Received: {arrays.path}, {name}: {(d, channels, height, width)}."
+        )
+    return d, height

@@ -23,6 +23,10 @@ def save_weights(model, path, class_names=None):
         InputError: (a ValueError) If the format has no such model, or the names are not one for
             each class.
     """
+    if not str(path) or epath.Path(path).is_file() and not str(path).endswith(".npz"):
+        raise InputError(
+            f"`path` must end in .npz, or name a folder that can be made. Received: {str(path)!r}."
+        )
     path = epath.Path(path)
     if not is_vit(model):
         raise InputError(

@@ -4,6 +4,7 @@ Source: https://github.com/huggingface/pytorch-image-models, timm/models/vision_
 """
 
 import functools
+import math
 
 import numpy as np
 
@@ -13,14 +14,16 @@ from vitkeras.weights.rules import (
     Rule,
     VitFacts,
     count,
+    grid_of,
     heads,
     linear,
     norm,
     shape_of,
-    square_grid,
+    square_patches,
 )
 
 NAME = "timm safetensors"
+GELUS = {"gelu": "exact", "gelu_tanh": "tanh"}
 #: Arrays that a file may have and a model not.
 SPARE = ()
 
@@ -33,7 +36,12 @@ def matches(shapes):
 def facts(arrays, config, hint):
     """Returns the `VitFacts` of a file."""
     shapes = arrays.shapes
-    d, _, patch_size, _ = shape_of(arrays, "patch_embed.proj.weight", 4)
+    d, patch_size = square_patches(arrays, "patch_embed.proj.weight")
+    if "dist_token" in shapes:
+        raise InputError(
+            f"A timm model must have no distillation token. Received: {arrays.path}, with one."
+        )
+    made = config.get("model_args") or {}
     mlp_dim = shape_of(arrays, "blocks.0.mlp.fc1.weight", 2)[0]
     num_layers = count(shapes, "blocks.{}.norm1.weight")
     class_token = "cls_token" in shapes
@@ -52,11 +60,20 @@ def facts(arrays, config, hint):
             f"Received: {arrays.path}, with fc_norm and cls_token."
         )
     embedded = shape_of(arrays, "pos_embed", 3)[1]
-    in_front, grid = _places(embedded, class_token, registers, arrays.path, hint.get("grid"))
+    size = made.get("img_size") or config.get("pretrained_cfg", {}).get("input_size", ())[-2:]
+    hints = dict(hint.get("grid", {}))
+    hints["beside"] = _beside(size, patch_size)
+    in_front, grid = _places(embedded, class_token, registers, arrays.path, hints)
+    num_heads, notes = _heads((d, mlp_dim, num_layers), arrays.path, config, made, hint)
+    if not config:
+        notes += (
+            f"There is no config.json beside {arrays.path}, so what it would tell is assumed: "
+            "exact GELU, epsilon 1e-6, and images in [-1, 1] (else give `mean_std`).",
+        )
     return VitFacts(
         hidden_dim=d,
         mlp_dim=mlp_dim,
-        num_heads=heads((d, mlp_dim, num_layers), arrays.path, **hint.get("heads", {})),
+        num_heads=num_heads,
         num_layers=num_layers,
         patch_size=patch_size,
         grid=grid,
@@ -64,11 +81,12 @@ def facts(arrays, config, hint):
         num_registers=registers,
         layer_scale="blocks.0.ls1.gamma" in shapes,
         num_classes=shape_of(arrays, "head.weight", 2)[0] if "head.weight" in shapes else None,
-        gelu="exact",
+        gelu=_gelu(config, made, arrays.path),
         epsilon=1e-6,
         resize="bicubic_antialias",
         mean_std=_mean_std(config),
         style=("fc_norm" if fc_norm else "norm", in_front),
+        notes=notes,
     )
 
 
@@ -77,20 +95,62 @@ def _mean_std(config):
     return (tuple(card["mean"]), tuple(card["std"])) if {"mean", "std"} <= set(card) else HALF
 
 
-def _places(embedded, class_token, registers, path, hint):
+def _beside(size, patch_size):
+    """Returns the grid of an image size in config.json, or None."""
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    return tuple(side // patch_size for side in size) if len(size) == 2 else None
+
+
+def _heads(sizes, path, config, made, hint):
+    """Returns the number of heads, and notes; some have another one than others of their sizes."""
+    said = dict(hint.get("heads", {}))
+    if said.get("given") is None:
+        said["given"] = made.get("num_heads")
+    architecture = config.get("architecture", "")
+    if said["given"] is None and any(part in architecture for part in ("_gap_", "test_vit")):
+        if said.get("otherwise") is None:
+            raise InputError(
+                "The number of heads of this architecture is not that of its sizes: give "
+                f"`num_heads`. Received: {path}, a {architecture}."
+            )
+        said["given"] = said["otherwise"]
+    return heads(sizes, path, **said)
+
+
+def _gelu(config, made, path):
+    """Returns which GELU a timm model has.
+
+    Raises:
+        InputError: If it has another activation or norm.
+    """
+    siglip = "siglip" in config.get("architecture", "")
+    activation = made.get("act_layer", "gelu_tanh" if siglip else "gelu")
+    if activation not in GELUS or made.get("norm_layer") or made.get("block_fn"):
+        raise InputError(
+            f"A timm model must have `act_layer` among {', '.join(GELUS)}, and timm's own "
+            f"`norm_layer` and `block_fn`. Received: {path}, with model_args {made}."
+        )
+    return GELUS[activation]
+
+
+def _places(embedded, class_token, registers, path, hints):
     """Returns how many of the positions are of tokens in front, and the grid of the others.
 
     timm has positions for all tokens in front, for the class token alone, or for none.
     """
     choices = dict.fromkeys((class_token + registers, int(class_token), 0))
+    for said in (hints.get("given"), hints.get("beside")):
+        if said is not None and embedded - said[0] * said[1] in choices:
+            return embedded - said[0] * said[1], tuple(said)
+    if class_token and not registers:
+        choices = (1,)  # else 14 x 16 places and a class token would be taken for 15 x 15
     for in_front in choices:
-        side = int(np.sqrt(embedded - in_front))
-        if side * side == embedded - in_front:
-            return in_front, (side, side)
-    for in_front in choices:
-        if hint is not None and hint[0] * hint[1] == embedded - in_front:
-            return in_front, tuple(hint)
-    return int(class_token), square_grid(embedded - int(class_token), path)
+        if math.isqrt(embedded - in_front) ** 2 == embedded - in_front:
+            return in_front, grid_of(embedded - in_front, path, hints.get("given"))
+    given, otherwise = hints.get("given"), hints.get("otherwise")
+    if otherwise is not None and embedded - otherwise[0] * otherwise[1] in choices:
+        return embedded - otherwise[0] * otherwise[1], tuple(otherwise)
+    return int(class_token), grid_of(embedded - int(class_token), path, given)
 
 
 def rules(facts):

@@ -145,10 +145,10 @@ def time_input(images, labels):
     side, image_bytes = IMAGE_SIZE.value, input_jobs.photograph()
     pil = input_jobs.PilJob(image_bytes, side)
     jobs = {
-        "crop": (400, input_jobs.tensorflow_job(image_bytes, side)),
-        "randaug": (400, input_jobs.tensorflow_job(image_bytes, side, "ours")),
+        "crop": (1200, input_jobs.tensorflow_job(image_bytes, side)),
+        "randaug": (1200, input_jobs.tensorflow_job(image_bytes, side, "ours")),
         "keras_randaug": (20, input_jobs.tensorflow_job(image_bytes, side, "keras")),
-        "pil_randaug": (400, pil),
+        "pil_randaug": (1200, pil),
     }
     try:
         seconds = time_in_turn({k: functools.partial(job, n) for k, (n, job) in jobs.items()})

@@ -41,7 +41,7 @@ def tensorflow_job(image_bytes, side, randaug=None):
         out = augmentation.image(preprocessing, image_bytes, seed)
         return out if layer is None else tf.cast(layer(tf.cast(out, tf.float32)), tf.uint8)
 
-    images = tf.data.Dataset.counter().map(image, num_parallel_calls=tf.data.AUTOTUNE)
+    images = tf.data.Dataset.counter().map(image, num_parallel_calls=WORKERS)
     batches = images.batch(10, drop_remainder=True).prefetch(2)
 
     def job(count):

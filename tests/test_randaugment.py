@@ -91,7 +91,9 @@ def test_operations_are_those_of_addons(addons):
         np.testing.assert_array_equal(randaugment.warp(x, (1, 0, 0, level, 1, 0)), sheared[1])
     for moved in (-10.0, 7.0):
         expected = image.translate(x, [-moved, 0], fill_mode="constant", fill_value=128.0)
-        np.testing.assert_array_equal(randaugment.warp(x, (1, 0, moved, 0, 1, 0)), expected)
+        np.testing.assert_array_equal(randaugment.translate(x, x=moved), expected)
+        expected = image.translate(x, [0, -moved], fill_mode="constant", fill_value=128.0)
+        np.testing.assert_array_equal(randaugment.translate(x, y=moved), expected)
     for degrees in (-45, 17):
         expected = image.rotate(x, np.radians(degrees), fill_mode="constant", fill_value=128.0)
         np.testing.assert_array_equal(randaugment.rotate(x, degrees), expected)

@@ -153,6 +153,14 @@ def warp(image, matrix):
     return warped[0]
 
 
+def translate(image, x=0.0, y=0.0):
+    """Moves the window on the image by whole pixels, to the right and down."""
+    moves = [tf.cast(tf.round(move), tf.int32) for move in (y, x)]
+    margins = [[tf.maximum(-move, 0), tf.maximum(move, 0)] for move in moves]
+    padded = tf.pad(image, [*margins, [0, 0]], constant_values=OUTSIDE)
+    return tf.slice(padded, [margins[0][1], margins[1][1], 0], image.shape)
+
+
 def rotate(image, degrees):
     """Turns the image about its centre, counter-clockwise."""
     height, width = image.shape[:2]
@@ -179,8 +187,8 @@ def _enhance(operation):
     return lambda image, level, sign, draws: operation(image, level * 1.8 + 0.1)
 
 
-def _slide(image, x=0.0, y=0.0, shear_x=0.0, shear_y=0.0):
-    return warp(image, (1.0, shear_x, x, shear_y, 1.0, y))
+def _shear(image, x=0.0, y=0.0):
+    return warp(image, (1.0, x, 0.0, y, 1.0, 0.0))
 
 
 #: From name to a function of (image, level, sign, draws); a level of 1 is magnitude 10.
@@ -195,10 +203,10 @@ OPERATIONS = {
     "Contrast": _enhance(contrast),
     "Brightness": _enhance(brightness),
     "Sharpness": _enhance(sharpness),
-    "ShearX": lambda image, level, sign, draws: _slide(image, shear_x=0.3 * level * sign),
-    "ShearY": lambda image, level, sign, draws: _slide(image, shear_y=0.3 * level * sign),
-    "TranslateX": lambda image, level, sign, draws: _slide(image, x=100 * level * sign),
-    "TranslateY": lambda image, level, sign, draws: _slide(image, y=100 * level * sign),
+    "ShearX": lambda image, level, sign, draws: _shear(image, x=0.3 * level * sign),
+    "ShearY": lambda image, level, sign, draws: _shear(image, y=0.3 * level * sign),
+    "TranslateX": lambda image, level, sign, draws: translate(image, x=100 * level * sign),
+    "TranslateY": lambda image, level, sign, draws: translate(image, y=100 * level * sign),
     "Cutout": lambda image, level, sign, draws: cutout(image, draws, int(40 * level)),
     "SolarizeAdd": lambda image, level, sign, draws: solarize_add(image, int(110 * level)),
 }

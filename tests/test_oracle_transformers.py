@@ -105,6 +105,10 @@ def test_our_weights_give_our_numbers(options, tmp_path):
     assert model.config.id2label == {0: "ant", 1: "bee", 2: "cow"}
     images = rng.uniform(-1, 1, (2, *mine.input_shape[1:])).astype("float32")
     np.testing.assert_allclose(theirs(model.eval(), images), ours(mine, images), atol=1e-4)
+    if mine.input_shape[1] == mine.input_shape[2]:  # transformers resizes from squares alone
+        larger = vk.from_pretrained(tmp_path, image_size=(28, 20))
+        images = rng.uniform(-1, 1, (2, 28, 20, 3)).astype("float32")
+        np.testing.assert_allclose(theirs(model, images), ours(larger, images), atol=1e-4)
 
 
 def test_our_features_are_a_bare_model(tmp_path):

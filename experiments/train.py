@@ -168,6 +168,7 @@ def main(_):
     steps = 2 if SMOKE.value else data.steps_per_epoch(source, config.batch_size)
     total_steps, epochs = run_length(config, steps)
     sizes = {split: source.num_examples(split) for split in ("train", "validation", "test")}
+    check_bad_images(source.bad_images, sum(sizes.values()), config.max_bad_percent)
     # Not earlier: writing a data set on first use draws from the same generators.
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
@@ -215,6 +216,22 @@ def main(_):
     if chief:
         say_next(run, config)
     return {"workdir": str(run.path), "split": "test", "epochs": epochs, **result}
+
+
+def check_bad_images(bad, num_good, max_percent):
+    """Stops before hours are wasted on a data set that is largely broken; ten files never matter.
+
+    Raises:
+        InputError: If more than `max_percent` of the images cannot be decoded.
+    """
+    percent = 100 * len(bad) / (len(bad) + num_good)
+    if len(bad) > 10 and percent > max_percent:
+        some = "; ".join(f"{path}: {reason}" for path, reason in bad[:3])
+        raise InputError(
+            "At most `max_bad_percent` of the images may be broken. "
+            f"Received: {len(bad)} of {len(bad) + num_good} ({percent:.1f} %, "
+            f"max_bad_percent={max_percent}), such as {some}."
+        )
 
 
 def name_bad_images(source, run):

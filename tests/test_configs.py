@@ -160,6 +160,17 @@ def test_the_recipes_of_augreg():
     ]  # fmt: skip
 
 
+def test_a_broken_data_set_stops_before_it_begins():
+    bad = [(f"bee/{i}.jpg", "the file is empty") for i in range(12)]
+    train.check_bad_images(bad, 1188, 1.0)  # 1 % of 1,200
+    train.check_bad_images(bad[:10], 5, 1.0)
+    train.check_bad_images(bad, 5, 100.0)
+    train.check_bad_images([], 5, 1.0)
+    with pytest.raises(InputError, match=r"Received: 12 of 1199 \(1.0 %, max_bad_percent=1.0\), s"
+                       "uch as bee/0.jpg: the file is empty; bee/1.jpg"):  # fmt: skip
+        train.check_bad_images(bad, 1187, 1.0)
+
+
 def test_smoke_keeps_what_a_config_chooses():
     config = common.get_config()
     config.update(shots=1, freeze="blocks:7", total_steps=9_999, layer_decay=0.75)

@@ -26,7 +26,7 @@ FILES = {
     "dataset": "dataset.json",
 }
 #: Fields of a config that a run may go on with another value of: they change no result.
-FREE = ("data_dir", "save_minutes", "save_steps", "strategy")
+FREE = ("data_dir", "max_bad_percent", "save_minutes", "save_steps", "strategy")
 
 
 class RunDirectory:

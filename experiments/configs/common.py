@@ -27,6 +27,8 @@ def get_config():
     config.validation_percent = placeholder(int)
     # Training images of each class, chosen by the seed; all when not given.
     config.shots = placeholder(int)
+    # The run does not begin if more of the images than this cannot be decoded (and more than ten).
+    config.max_bad_percent = 1.0
     # none, inception, inception_flip or affine.
     config.augmentation = "inception_flip"
     # Smooth an image before it is shrunk; recorded in the run, and done wherever it is used.

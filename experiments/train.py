@@ -25,6 +25,7 @@ from vitkeras.evaluation import make_evaluator
 from vitkeras.finetuning import freeze
 from vitkeras.runs import RunDirectory
 from vitkeras.storage import write_file
+from vitkeras.training.checkpoints import has_state
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of experiments/configs.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run directory, new or to go on with.")
@@ -96,8 +97,12 @@ def run_length(config, steps_per_epoch):
     return config.total_steps, epochs
 
 
-def build_model(config, num_classes, tell):
-    """Returns the model of a config, with the weights of `init_from` where that is given."""
+def build_model(config, num_classes, tell, run=None):
+    """Returns the model of a config, with the weights of `init_from` where that is given.
+
+    A run that has a saved state takes all weights from there, and needs `init_from` no more.
+    """
+    resumes = run is not None and has_state(run.path / "state")
     own = {field: config[field] for field in RUN_FIELDS}
     if config.variant == "auto":
         if not config.init_from:
@@ -112,6 +117,9 @@ def build_model(config, num_classes, tell):
                 "With `variant=auto` the model is that of `init_from`. Received, and not to be had "
                 f"there: {', '.join(f'{f}={config[f]!r}' for f in own_fields)}."
             )
+        if resumes and (run.path / "best.keras").exists():
+            model = run.load_model("best")
+            return model.from_config(model.get_config())
         model = vk.from_pretrained(config.init_from, num_classes, **own)
         tell(f"the model of {config.init_from}, with a fresh head")
         return model
@@ -121,7 +129,7 @@ def build_model(config, num_classes, tell):
     else:
         own |= {field: config[field] for field in MODEL_FIELDS}
         model = vk.vit(**own, num_classes=num_classes)
-    if config.init_from:
+    if config.init_from and not resumes:
         report = vk.load_weights(model, config.init_from, head=False)
         tell(f"started from {config.init_from}: {report}")
     return model
@@ -172,7 +180,7 @@ def main(_):
     # Not earlier: writing a data set on first use draws from the same generators.
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
-        model = build_model(config, len(source.class_names), tell)
+        model = build_model(config, len(source.class_names), tell, run)
         freeze(model, config.freeze)
         compile_model(model, config, total_steps)
         # Not compiled: what is kept loads with nothing but vitkeras imported.

@@ -187,12 +187,18 @@ def test_fine_tuning_from_a_run_at_another_size(run, photos, tmp_path):
 
 def test_fine_tuning_from_a_file_that_tells_its_model(run, photos, tmp_path):
     script("export", f"--workdir={run[0]}", f"--output={tmp_path}/out", "--format=hugging_face")
-    _, process = train(
-        photos, tmp_path / "finer", f"--config.init_from={tmp_path}/out",
+    flags = (
+        "train", "--config=experiments/configs/folder.py", f"--workdir={tmp_path / 'finer'}",
+        f"--config.dataset=folder:{photos}", f"--config.init_from={tmp_path}/out",
         "--config.variant=auto", "--config.freeze=blocks:1", "--config.layer_decay=0.5",
-        image_size=(40, 40),
+        "--config.image_size=(40, 40)", "--config.batch_size=8", "--config.epochs=2",
+        "--config.warmup_steps=2",
     )  # fmt: skip
+    first, process = script(*flags)
     assert "the model of" in process.stderr and "of which" in process.stderr
+    shutil.rmtree(tmp_path / "out")  # a run that has begun needs it no more
+    again, process = script(*flags)
+    assert again == first and "are done already" in process.stderr
 
 
 def test_mirrored_strategy_and_smoke_switch(data_dir, tmp_path):
@@ -221,6 +227,10 @@ def test_bad_input_gets_one_sentence(photos, run, tmp_path):
         "augmentation='cut'": ("--config.augmentation=cut",),
         "Received: nowhere, where nothing is": ("--config.init_from=nowhere",),
         "`variant=auto` is that of `init_from`": ("--config.variant=auto",),
+        "not to be had there: hidden_dim=24": (
+            "--config.variant=auto",
+            f"--config.init_from={run[0]}",
+        ),
     }
     for message, flags in cases.items():
         assert message in train(photos, new, *flags, fails=True), flags

@@ -75,6 +75,11 @@ def _states(folder):
     return sorted(whole, key=lambda path: path.name, reverse=True)
 
 
+def has_state(folder):
+    """Whether a state was saved there, so that a run goes on from it or not at all."""
+    return bool(_states(folder))
+
+
 def latest_state(folder, warn=print):
     """Returns `(arrays, extra)` of the newest undamaged state, or None where none was saved.
 

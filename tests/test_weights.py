@@ -223,12 +223,14 @@ def test_what_config_json_says_of_a_timm_model(tmp_path):
     for config, expected in (
         ({"model_args": {"num_heads": 6}}, (6, "exact")),
         ({"model_args": {"num_heads": 6, "act_layer": "gelu_tanh"}}, (6, "tanh")),
+        ({"architecture": "vit_base_patch16_gap_224"}, (16, "exact")),
+        ({"architecture": "vit_so400m_patch14_siglip_gap_224"}, (16, "exact")),
+        ({"architecture": "vit_so400m_patch16_siglip_gap_256"}, (16, "tanh")),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config))
         block = vk.from_pretrained(tmp_path).get_layer("block_00")
         assert (block.num_heads, block.gelu) == expected
     for config, message in (
-        ({"architecture": "vit_base_patch16_gap_224"}, "heads of this architecture"),
         ({"model_args": {"act_layer": "relu"}}, "`act_layer` among gelu, gelu_tanh"),
         ({"model_args": {"norm_layer": "rmsnorm"}}, "own `norm_layer`"),
     ):

@@ -5,6 +5,7 @@ Source: https://github.com/huggingface/pytorch-image-models, timm/models/vision_
 
 import functools
 import math
+import re
 
 import numpy as np
 
@@ -24,6 +25,12 @@ from vitkeras.weights.rules import (
 
 NAME = "timm safetensors"
 GELUS = {"gelu": "exact", "gelu_tanh": "tanh"}
+#: By a part of the architecture's name: heads where sizes tell others, and whose GELU is tanh.
+HEADS = {
+    "vit_base_patch16_gap_": 16, "so400m": 16, "giantopt": 16,
+    "test_vit3": 3, "test_vit4": 3, "test_vit": 2,
+}  # fmt: skip
+TANH = r"patch32_siglip|large_patch16_siglip_(gap_)?512|so400m_patch16|giantopt"
 #: Arrays that a file may have and a model not.
 SPARE = ()
 
@@ -102,18 +109,11 @@ def _beside(size, patch_size):
 
 
 def _heads(sizes, path, config, made, hint):
-    """Returns the number of heads, and notes; some have another one than others of their sizes."""
-    said = dict(hint.get("heads", {}))
+    """Returns the number of heads, and notes."""
+    said, architecture = dict(hint.get("heads", {})), config.get("architecture", "")
     if said.get("given") is None:
-        said["given"] = made.get("num_heads")
-    architecture = config.get("architecture", "")
-    if said["given"] is None and any(part in architecture for part in ("_gap_", "test_vit")):
-        if said.get("otherwise") is None:
-            raise InputError(
-                "The number of heads of this architecture is not that of its sizes: give "
-                f"`num_heads`. Received: {path}, a {architecture}."
-            )
-        said["given"] = said["otherwise"]
+        known = (number for part, number in HEADS.items() if part in architecture)
+        said["given"] = made.get("num_heads", next(known, None))
     return heads(sizes, path, **said)
 
 
@@ -123,8 +123,8 @@ def _gelu(config, made, path):
     Raises:
         InputError: If it has another activation or norm.
     """
-    siglip = "siglip" in config.get("architecture", "")
-    activation = made.get("act_layer", "gelu_tanh" if siglip else "gelu")
+    tanh = re.search(TANH, config.get("architecture", ""))
+    activation = made.get("act_layer", "gelu_tanh" if tanh else "gelu")
     if activation not in GELUS or made.get("norm_layer") or made.get("block_fn"):
         raise InputError(
             f"A timm model must have `act_layer` among {', '.join(GELUS)}, and timm's own "

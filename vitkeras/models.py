@@ -181,6 +181,16 @@ def dtype_policy(dtype):
         ) from error
 
 
+def head_or_features(x, num_classes, include_top):
+    """Returns logits from a head that starts at zero, or what it would see; both in float32."""
+    if include_top:
+        head = keras.layers.Dense(
+            num_classes, kernel_initializer="zeros", dtype="float32", name="head"
+        )
+        return head(x)
+    return keras.layers.Activation("linear", dtype="float32", name="features")(x)
+
+
 def vit(
     variant: str,
     *,
@@ -337,11 +347,6 @@ def vit(
         x = keras.layers.Dense(
             sizes.hidden_dim, activation="tanh", dtype=policy, name="pre_logits"
         )(x)
-    if include_top:
-        x = keras.layers.Dense(
-            num_classes, kernel_initializer="zeros", dtype="float32", name="head"
-        )(x)
-    else:
-        x = keras.layers.Activation("linear", dtype="float32", name="features")(x)
+    x = head_or_features(x, num_classes, include_top)
     default_name = re.sub(r"\W", "_", f"vit_{variant}".lower())
     return VisionModel(images, x, name=name or default_name)

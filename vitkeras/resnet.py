@@ -9,7 +9,7 @@ from keras import ops
 
 from vitkeras.dropping import register
 from vitkeras.errors import InputError, check_range, nearest
-from vitkeras.models import VisionModel, dtype_policy, image_shape
+from vitkeras.models import VisionModel, dtype_policy, head_or_features, image_shape
 from vitkeras.stem import AXES, Bottleneck, StdConv2D, group_norm
 
 EPSILON = 1e-5
@@ -160,10 +160,5 @@ def resnet(
 
     # Places to logits
     x = keras.layers.GlobalAveragePooling2D(dtype=policy, name="pool")(x)  # (b, c)
-    if include_top:
-        x = keras.layers.Dense(
-            num_classes, kernel_initializer="zeros", dtype="float32", name="head"
-        )(x)
-    else:
-        x = keras.layers.Activation("linear", dtype="float32", name="features")(x)
+    x = head_or_features(x, num_classes, include_top)
     return VisionModel(images, x, name=name or f"resnet_{variant.lower()}")

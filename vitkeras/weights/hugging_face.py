@@ -21,6 +21,7 @@ from vitkeras.weights.rules import (
     norm,
     shape_of,
     square_patches,
+    torch_projection,
 )
 
 NAME = "Hugging Face safetensors"
@@ -164,10 +165,7 @@ def rules(facts):
     p, d, f = facts.patch_size, facts.hidden_dim, facts.mlp_dim
     embeddings, places = f"{prefix}embeddings", facts.grid[0] * facts.grid[1]
     found = [
-        Rule("patch_encoder/projection/kernel", (f"{prefix}{PROJECTION}",), (d, 3, p, p),
-             shape=(p * p * 3, d), axes=(2, 3, 1, 0)),
-        Rule("patch_encoder/projection/bias",
-             (f"{embeddings}.patch_embeddings.projection.bias",), (d,)),
+        *torch_projection(f"{embeddings}.patch_embeddings.projection", p, d),
         Rule("patch_encoder/positions/embedding", (f"{embeddings}.position_embeddings",),
              (1, 1 + places, d)),
         Rule("patch_encoder/class_token", (f"{embeddings}.cls_token",), (1, 1, d)),

@@ -92,6 +92,18 @@ def linear(path, name, inputs, outputs):
     ]
 
 
+def torch_projection(name, patch_size, width):
+    """Returns the rules of the patch projection as torch keeps it, a convolution (d, 3, p, p)."""
+    p, d = patch_size, width
+    path = "patch_encoder/projection"
+    return [
+        Rule(
+            f"{path}/kernel", (f"{name}.weight",), (d, 3, p, p), (p * p * 3, d), axes=(2, 3, 1, 0)
+        ),
+        Rule(f"{path}/bias", (f"{name}.bias",), (d,)),
+    ]
+
+
 def norm(path, scale, bias, width):
     """Returns the rules of a LayerNorm or GroupNorm."""
     return [

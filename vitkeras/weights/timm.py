@@ -21,6 +21,7 @@ from vitkeras.weights.rules import (
     norm,
     shape_of,
     square_patches,
+    torch_projection,
 )
 
 NAME = "timm safetensors"
@@ -159,9 +160,7 @@ def rules(facts):
     last_norm, in_front = facts.style
     places, registers = facts.grid[0] * facts.grid[1], facts.num_registers
     found = [
-        Rule("patch_encoder/projection/kernel", ("patch_embed.proj.weight",), (d, 3, p, p),
-             shape=(p * p * 3, d), axes=(2, 3, 1, 0)),
-        Rule("patch_encoder/projection/bias", ("patch_embed.proj.bias",), (d,)),
+        *torch_projection("patch_embed.proj", p, d),
         Rule("patch_encoder/positions/embedding", ("pos_embed",), (1, in_front + places, d),
              (1, facts.class_token + places, d),
              combine=functools.partial(_positions, facts.class_token, in_front)),

@@ -167,8 +167,9 @@ def main(_):
     )
 
     source = data.open_source(
-        config.dataset, config.data_dir, config.seed, config.validation_percent, config.shots
-    )
+        config.dataset, config.data_dir, config.seed, config.validation_percent, config.shots,
+        config.cache, tell,
+    )  # fmt: skip
     augmentation = data.Augmentation(
         config.augmentation, **{field: config[field] for field in AUGMENTATION_FIELDS}
     )
@@ -200,13 +201,21 @@ def main(_):
     )
 
     def training_batches(first_epoch, first_step):
-        return data.training_batches(
-            source, preprocessing, config.batch_size, epochs, config.seed,
-            augmentation, first_epoch, first_step,
-        )  # fmt: skip
+        def of_host(host, hosts):
+            return data.training_batches(
+                source, preprocessing, config.batch_size, epochs, config.seed,
+                augmentation, first_epoch, first_step, host, hosts,
+            )  # fmt: skip
+
+        return training.distribute(strategy, of_host, config.batch_size)
 
     def evaluate(split):
-        return evaluator(data.evaluation_batches(source, split, preprocessing, config.batch_size))
+        def of_host(host, hosts):
+            return data.evaluation_batches(
+                source, split, preprocessing, config.batch_size, host, hosts
+            )
+
+        return evaluator(training.distribute(strategy, of_host, config.batch_size))
 
     with training.hold(run, strategy):
         if chief:

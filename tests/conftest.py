@@ -4,9 +4,12 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Nothing is remembered from one session of tests to another.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402

@@ -11,8 +11,10 @@ from conftest import photo
 from PIL import Image
 
 from vitkeras import data
+from vitkeras.data.hosts import Share
 from vitkeras.data.preprocessing import declared_pixels
 from vitkeras.data.splits import few_shots
+from vitkeras.data.stored import Records
 from vitkeras.errors import InputError
 
 
@@ -251,7 +253,7 @@ def test_digits_are_all_there_once(data_dir):
     seen = []
     for split in sizes:
         labels = []
-        for example in source.examples(split).as_numpy_iterator():
+        for example in source.stored(split).in_order().as_numpy_iterator():
             image = tf.io.decode_png(example["image_bytes"]).numpy()[..., 0]
             seen.append((example["label"], np.round(image / 255.0 * 16).astype(int).tobytes()))
             labels.append(example["label"])
@@ -309,7 +311,7 @@ def test_an_epoch_shows_each_image_at_most_once(data_dir):
     stream = data.training_batches(source, data.Preprocessing((8, 8)), 64, 1)
     images = np.concatenate([images for images, _ in stream])
     assert len(images) == 22 * 64
-    have = [e["image_bytes"] for e in source.examples("train").as_numpy_iterator()]
+    have = [e["image_bytes"] for e in source.stored("train").in_order().as_numpy_iterator()]
     assert len({i.tobytes() for i in images}) > 0.99 * len(images)
     assert len(have) - len(images) < 64
 
@@ -322,7 +324,7 @@ def test_evaluation_counts_every_example_once(source):
     labels = np.concatenate([y for _, y, _ in batches])
     assert all(images.shape == (16, 8, 8, 3) for images, _, _ in batches)
     assert weights.sum() == source.num_examples(split) and set(weights) <= {0.0, 1.0}
-    expected = [e["label"] for e in source.examples(split).as_numpy_iterator()]
+    expected = [e["label"] for e in source.stored(split).in_order().as_numpy_iterator()]
     assert labels[weights > 0].tolist() == expected
 
 
@@ -343,8 +345,8 @@ def test_folder_is_split_and_its_bad_file_named(photos):
     assert [path for path, _ in source.bad_images] == ["bee/01.jpg"]
     assert source.bad_images[0][1]
     again = data.FolderSource(photos)
-    labels = [e["label"] for e in again.examples("train").as_numpy_iterator()]
-    assert labels == [e["label"] for e in source.examples("train").as_numpy_iterator()]
+    labels = [e["label"] for e in again.stored("train").in_order().as_numpy_iterator()]
+    assert labels == [e["label"] for e in source.stored("train").in_order().as_numpy_iterator()]
 
 
 def make(root, files):
@@ -360,7 +362,7 @@ def test_folder_with_its_own_splits(tmp_path):
     source = data.FolderSource(root)
     sizes = [source.num_examples(split) for split in ("train", "validation", "test")]
     assert sizes == [18, 2, 2]
-    assert [e["label"] for e in source.examples("test").as_numpy_iterator()] == [1, 1]
+    assert [e["label"] for e in source.stored("test").in_order().as_numpy_iterator()] == [1, 1]
     make(root, ["val/a/0.png"])
     source = data.FolderSource(root)
     assert [source.num_examples(s) for s in ("train", "validation", "test")] == [20, 1, 2]
@@ -487,11 +489,15 @@ def test_any_tfds_builder_whose_splits_are_cut(tmp_path):
 
 
 def labels_of(source, split):
-    return [example["label"] for example in source.examples(split).as_numpy_iterator()]
+    return [example["label"] for example in source.stored(split).in_order().as_numpy_iterator()]
 
 
 def images_of(source, split, shuffle_seed=None):
-    return [e["image_bytes"] for e in source.examples(split, shuffle_seed).as_numpy_iterator()]
+    stored = source.stored(split)
+    order = stored.in_order()
+    if shuffle_seed is not None:
+        order = stored.shuffled(shuffle_seed, Share(len(stored), 1), 0, 1)
+    return [e["image_bytes"] for e in order.as_numpy_iterator()]
 
 
 def test_few_shots_are_of_each_class_and_chosen_by_the_seed():
@@ -535,12 +541,13 @@ def test_shots_of_a_tfds_set_are_the_same_in_every_epoch(data_dir, monkeypatch):
 @pytest.mark.parametrize("shots", [None, 2])
 def test_few_examples_are_read_once_for_all_epochs(data_dir, shots, monkeypatch):
     source = data.open_source("digits", data_dir, shots=shots)
-    reads, as_dataset = tf.Variable(0, dtype=tf.int64), source.builder.as_dataset
+    reads, read = tf.Variable(0, dtype=tf.int64), Records.in_order
 
-    def counted(**kwargs):
-        return as_dataset(**kwargs).map(lambda x: (reads.assign_add(1), x)[1])
+    def counted(self, share=None):
+        return read(self, share).map(lambda x: (reads.assign_add(1), x)[1])
 
-    monkeypatch.setattr(source.builder, "as_dataset", counted)
+    monkeypatch.setattr(Records, "in_order", counted)
+    monkeypatch.setattr(Records, "shuffled", None)
     batches = data.training_batches(source, data.Preprocessing((8, 8)), 10, epochs=3)
     assert sum(1 for _ in batches) == 3 * (2 if shots else 143)
     assert int(reads) == 1439

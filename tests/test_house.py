@@ -22,7 +22,7 @@ ALLOWED = {
     "transfer": {"positions"},
     "runs": {"models", "storage"},
     "weights": {"models", "positions", "resnet", "transfer", "runs", "storage"},
-    "data": set(),
+    "data": {"storage"},
     "finetuning": set(),
     "training": {"finetuning", "private", "storage"},
     "evaluation": set(),

@@ -12,8 +12,9 @@ def make_evaluator(model):
     Args:
         model: Gives logits `(b, classes)`.
     Returns:
-        A function of a tf.data.Dataset of (images, labels, weights) that returns
-        `{"accuracy": ..., "loss": ..., "examples": ...}`, loss being cross-entropy in nats.
+        A function of a tf.data.Dataset of (images, labels, weights), or one that is distributed
+        already, that returns `{"accuracy": ..., "loss": ..., "examples": ...}`, loss being
+        cross-entropy in nats.
     """
     strategy = tf.distribute.get_strategy()
 
@@ -31,10 +32,9 @@ def make_evaluator(model):
         return strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None)
 
     def evaluate(batches):
-        total = sum(
-            sums_of_batch(batch).numpy().astype("float64")
-            for batch in strategy.experimental_distribute_dataset(batches)
-        )
+        if isinstance(batches, tf.data.Dataset):
+            batches = strategy.experimental_distribute_dataset(batches)
+        total = sum(sums_of_batch(batch).numpy().astype("float64") for batch in batches)
         loss, correct, examples = (float(x) for x in total)
         return {"accuracy": correct / examples, "loss": loss / examples, "examples": int(examples)}
 

@@ -289,7 +289,7 @@ def check_tpu_batches(element_spec):
     Raises:
         InputError: If a shape is not fully known, or something is a string.
     """
-    for spec in tf.nest.flatten(element_spec):
+    for spec in tf.nest.flatten(element_spec, expand_composites=True):  # of each replica
         if not spec.shape.is_fully_defined() or spec.dtype == tf.string:
             raise InputError(
                 "A TPU takes batches of numbers whose shape is fully known: "

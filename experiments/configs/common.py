@@ -27,6 +27,9 @@ def get_config():
     config.validation_percent = placeholder(int)
     # Training images of each class, chosen by the seed; all when not given.
     config.shots = placeholder(int)
+    # Where encoded images are kept once they were read: none, memory, disk:FOLDER (of this machine,
+    # as TFRecord files), or auto, in memory where a split of TensorFlow Datasets has few.
+    config.cache = "auto"
     # The run does not begin if more of the images than this cannot be decoded (and more than ten).
     config.max_bad_percent = 1.0
     # none, inception, inception_flip or affine.

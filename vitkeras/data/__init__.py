@@ -1,10 +1,12 @@
 """Images in: sources, preprocessing and batches. Everything here needs TensorFlow."""
 
 from vitkeras.data.augmentation import CROPS, Augmentation
+from vitkeras.data.folder import FolderSource
 from vitkeras.data.pipeline import evaluation_batches, steps_per_epoch, training_batches
 from vitkeras.data.preprocessing import Preprocessing, decode_image
-from vitkeras.data.sources import FolderSource, TFDSSource, open_source
+from vitkeras.data.sources import open_source
 from vitkeras.data.splits import stratified_split
+from vitkeras.data.tfds import TFDSSource
 
 __all__ = [
     "Augmentation",

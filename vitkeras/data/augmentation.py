@@ -95,13 +95,16 @@ class Augmentation:
             image = _erase(image, fold(seed, 3), self.erasing_rate)
         return image
 
-    def batch(self, images, labels, seed, num_classes):
-        """Returns a batch with its images mixed, and labels `(b, classes)` where they are."""
+    def batch(self, images, labels, seed, num_classes, share=None):
+        """Returns a batch with its images mixed, and labels `(b, classes)` where they are.
+
+        `share` tells which part of the batch it is; None for the whole.
+        """
         if not self.mixes:
             return images, labels
         labels = tf.one_hot(labels, num_classes)
         return mix(
-            images, labels, seed, self.mixup_alpha, self.mixup_per_example, self.cutmix_alpha
+            images, labels, seed, self.mixup_alpha, self.mixup_per_example, self.cutmix_alpha, share
         )
 
 

@@ -6,6 +6,10 @@ import heapq
 
 import numpy as np
 
+from vitkeras.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+
 
 def stratified_split(names, labels, fractions, seed=0):
     """Splits examples so that each class has the same share in each split.
@@ -58,6 +62,22 @@ def few_shots(names, labels, shots, seed=0):
         else:
             heapq.heappushpop(heap, place)
     return {label: sorted(i for _, i in heap) for label, heap in heaps.items()}
+
+
+def choose_shots(names, labels, shots, seed, class_names):
+    """Returns the sorted places of `few_shots`.
+
+    Raises:
+        InputError: If a class has fewer.
+    """
+    found = few_shots(names, labels, shots, seed)
+    for label, name in enumerate(class_names):
+        if len(found.get(label, ())) < shots:
+            raise InputError(
+                "Every class must have `shots` training images. "
+                f"Received: shots={shots}, class {name} with {len(found.get(label, ()))}."
+            )
+    return np.sort(np.concatenate(list(found.values())))
 
 
 def _key(seed, name):

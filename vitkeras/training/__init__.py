@@ -7,6 +7,7 @@ from vitkeras.training.strategy import (
     STRATEGIES,
     check_global_batch,
     check_same_on_hosts,
+    distribute,
     is_chief,
     make_strategy,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "WarmupDecay",
     "check_global_batch",
     "check_same_on_hosts",
+    "distribute",
     "hold",
     "is_chief",
     "make_optimizer",

@@ -114,6 +114,26 @@ def check_same_on_hosts(strategy, record):
         )
 
 
+def distribute(strategy, make_batches, batch_size):
+    """Returns global batches of which each host makes only its own part.
+
+    Args:
+        strategy: Of the run.
+        make_batches: Function of (host, hosts) that returns a tf.data.Dataset of that host's part.
+        batch_size: Global batch.
+    Returns:
+        On one host its tf.data.Dataset, else a tf.distribute.DistributedDataset; `fit` takes both.
+    """
+    if not is_multi_worker(strategy) and getattr(strategy.extended, "num_hosts", 1) == 1:
+        return make_batches(0, 1)
+    per_replica = batch_size // strategy.num_replicas_in_sync
+    return strategy.distribute_datasets_from_function(
+        lambda context: make_batches(
+            context.input_pipeline_id, context.num_input_pipelines
+        ).rebatch(per_replica, drop_remainder=True)
+    )
+
+
 def check_global_batch(batch_size, replicas, accumulation_steps=1):
     """Returns the batch of each replica.
 

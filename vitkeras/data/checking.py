@@ -1,0 +1,125 @@
+"""Which files are whole images: each is decoded once, and what was good is not read again.
+
+What was found good is remembered in ~/.cache/vitkeras (or $XDG_CACHE_HOME), by path, size and time
+of change; removing that folder has everything read again.
+"""
+
+import hashlib
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from vitkeras.data.preprocessing import decode_image
+
+BLOCK = 2048
+#: Of what is remembered: another one, where another decoder may find other files bad.
+VERSION = 1
+
+
+def find_bad(folder, names, stamps, say=None):
+    """Decodes the files that are not known to be good.
+
+    Args:
+        folder: Path that the names are below.
+        names: Of the files.
+        stamps: For each a string that changes when the file does.
+        say: Takes a line to print, where it takes more than some seconds.
+    Returns:
+        Dict from the places in `names` of those that cannot be decoded to the reason.
+    """
+    remembered = _Remembered(folder)
+    keys = [
+        int.from_bytes(hashlib.blake2b(f"{name}\0{stamp}".encode(), digest_size=8).digest())
+        for name, stamp in zip(names, stamps, strict=True)
+    ]
+    keys = np.array(keys, np.uint64)
+    unknown = np.flatnonzero(~np.isin(keys, remembered.keys))
+    progress, good, bad = _Progress(len(unknown), say), [], {}
+    for begin in range(0, len(unknown), BLOCK):
+        block = unknown[begin : begin + BLOCK]
+        files = [f"{folder}/{names[i]}" for i in block]
+        for i, file, ok in zip(block, files, _decodable(files), strict=True):
+            if ok:
+                good.append(i)
+            else:
+                bad[int(i)] = _reason(file)
+        progress.done(len(block))
+    remembered.add(keys[good])
+    return bad
+
+
+class _Remembered:
+    """The keys of files below a folder that were good."""
+
+    def __init__(self, folder):
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        place = folder if "://" in str(folder) else os.path.realpath(folder)
+        name = hashlib.sha256(f"{place}\0{VERSION}".encode()).hexdigest()[:32]
+        self.path = Path(base) / "vitkeras" / "whole_images" / f"{name}.npy"
+        try:
+            self.keys = np.load(self.path, allow_pickle=False)
+        except (OSError, ValueError, EOFError):  # there is none, or it was cut short
+            self.keys = np.zeros((0,), np.uint64)
+
+    def add(self, keys):
+        if not len(keys):
+            return
+        aside = self.path.with_suffix(f".{os.getpid()}.npy")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(aside, np.union1d(self.keys, keys))
+            os.replace(aside, self.path)
+        except OSError as error:
+            print(f"What was checked is not remembered: {error}.", file=sys.stderr, flush=True)
+
+
+class _Progress:
+    """Says every five seconds how far the work is."""
+
+    def __init__(self, total, say):
+        self.total, self.say, self.count = total, say, 0
+        self.start = self.said = time.monotonic()
+
+    def done(self, count):
+        self.count += count
+        now = time.monotonic()
+        if self.say and now - self.said > 5:
+            self.said, rate = now, self.count / (now - self.start)
+            left = (self.total - self.count) / rate
+            self.say(
+                f"reading images: {self.count:,} of {self.total:,}, {rate:,.0f} images/s, "
+                f"{left:,.0f} s left (only the first time)"
+            )
+
+
+def _decodable(files):
+    """Returns for each file whether TensorFlow decodes it."""
+
+    def size(number, file):
+        return number, tf.size(decode_image(tf.io.read_file(file)))
+
+    # An example that fails would vanish: numbered, those that are left tell which did.
+    numbered = tf.data.Dataset.from_tensor_slices(files).enumerate()
+    numbered = numbered.map(size, num_parallel_calls=tf.data.AUTOTUNE)
+    kept = {int(i) for i, _ in numbered.ignore_errors().as_numpy_iterator()}
+    return [i in kept for i in range(len(files))]
+
+
+def _reason(file):
+    try:
+        content = tf.io.read_file(file)
+        if not content.numpy():
+            return "the file is empty"
+        decode_image(content)
+    except tf.errors.OpError as error:
+        found = re.search(r"Summarized data: b'(.*?)'\s+(\d+)", error.message)  # of an Assert
+        if found:
+            return f"{found[1]} {int(found[2]):,}"
+        text = error.message.splitlines()[0]
+        return re.sub(r"\{\{.*?\}\}", "", text).partition(" [Op:")[0].strip()[:120]
+    return "it failed once and was then decoded"

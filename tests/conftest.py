@@ -1,10 +1,13 @@
 import concurrent.futures
+import io
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -58,6 +61,37 @@ def photos(tmp_path_factory):
     cut = root / "bee" / "01.jpg"
     cut.write_bytes(cut.read_bytes()[:200])
     return root
+
+
+def giant(kind):
+    """A small file whose header declares 50,000 x 50,000 pixels."""
+    buffer = io.BytesIO()
+    photo(20, 30).save(buffer, kind)
+    content = bytearray(buffer.getvalue())
+    if kind == "PNG":
+        content[16:24] = struct.pack(">II", 50_000, 50_000)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    elif kind == "GIF":
+        content[6:10] = struct.pack("<HH", 50_000, 50_000)
+    elif kind == "BMP":
+        content[18:26] = struct.pack("<ii", 50_000, -50_000)
+    else:
+        frame = content.index(b"\xff\xc0")
+        content[frame + 5 : frame + 9] = struct.pack(">HH", 50_000, 50_000)
+    return bytes(content)
+
+
+def odd_files(whole):
+    """Contents of files as they are found among photos; the names of the broken ones tell."""
+    buffers = {name: io.BytesIO() for name in ("animated.png", "cmyk.jpg", "deep.png")}
+    frames = [photo(30, 40, seed=i) for i in range(3)]
+    frames[0].save(buffers["animated.png"], "GIF", save_all=True, append_images=frames[1:])
+    photo(30, 40, "CMYK").save(buffers["cmyk.jpg"], "JPEG")
+    photo(30, 40, "I;16").save(buffers["deep.png"], "PNG")
+    return {name: buffer.getvalue() for name, buffer in buffers.items()} | {
+        "png.jpg": whole, "bad_cut.png": whole[: len(whole) // 2], "bad_empty.jpg": b"",
+        "bad_text.png": b"hello", "bad_giant.png": giant("PNG"), "bad_giant.jpg": giant("JPEG"),
+    }  # fmt: skip
 
 
 def import_timm():

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, python
 
 import vitkeras as vk
-from experiments import train
+from experiments import plan
 from experiments.configs import (
     augreg_pretrain,
     augreg_transfer,
@@ -30,7 +30,7 @@ ROWS = (
 
 def shrunk(module, argument):
     config = module.get_config(argument)
-    train.shrink(config)
+    plan.shrink(config)
     return config
 
 
@@ -115,11 +115,11 @@ def test_an_unknown_argument_is_refused_with_what_there_is(module, argument, mes
 def test_every_row_trains_once_shrunk(module, argument):
     config = shrunk(module, argument)
     assert config.dataset == "digits" and config.batch_size == 8
-    total_steps, epochs = train.run_length(config, steps_per_epoch=2)
+    total_steps, epochs = plan.run_length(config, steps_per_epoch=2)
     assert (total_steps, epochs) == (4, 2)
-    model = train.build_model(config, 10, tell=print)
+    model = plan.build_model(config, 10, tell=print)
     freeze(model, config.freeze)
-    train.compile_model(model, config, total_steps)
+    plan.compile_model(model, config, total_steps)
     model.run_eagerly = True
     images = np.random.default_rng(0).uniform(-1, 1, (8, *config.image_size, 3))
     head = np.array(model.get_layer("head").kernel)
@@ -129,11 +129,11 @@ def test_every_row_trains_once_shrunk(module, argument):
 
 def test_a_run_ends_with_its_last_step_and_its_epochs_are_whole():
     config = common.get_config()
-    assert train.run_length(config, 7) == (700, 100)
+    assert plan.run_length(config, 7) == (700, 100)
     config.total_steps = 15
-    assert train.run_length(config, 7) == (15, 3)
+    assert plan.run_length(config, 7) == (15, 3)
     config.total_steps = 14
-    assert train.run_length(config, 7) == (14, 2)
+    assert plan.run_length(config, 7) == (14, 2)
 
 
 def test_the_recipes_of_augreg():
@@ -162,23 +162,23 @@ def test_the_recipes_of_augreg():
 
 def test_a_broken_data_set_stops_before_it_begins():
     bad = [(f"bee/{i}.jpg", "the file is empty") for i in range(12)]
-    train.check_bad_images(bad, 1188, 1.0)  # 1 % of 1,200
-    train.check_bad_images(bad[:10], 5, 1.0)
-    train.check_bad_images(bad, 5, 100.0)
-    train.check_bad_images([], 5, 1.0)
+    plan.check_bad_images(bad, 1188, 1.0)  # 1 % of 1,200
+    plan.check_bad_images(bad[:10], 5, 1.0)
+    plan.check_bad_images(bad, 5, 100.0)
+    plan.check_bad_images([], 5, 1.0)
     with pytest.raises(InputError, match=r"Received: 12 of 1199 \(1.0 %, max_bad_percent=1.0\), s"
                        "uch as bee/0.jpg: the file is empty; bee/1.jpg"):  # fmt: skip
-        train.check_bad_images(bad, 1187, 1.0)
+        plan.check_bad_images(bad, 1187, 1.0)
 
 
 def test_smoke_keeps_what_a_config_chooses():
     config = common.get_config()
     config.update(shots=1, freeze="blocks:7", total_steps=9_999, layer_decay=0.75)
-    train.shrink(config)
+    plan.shrink(config)
     assert (config.shots, config.freeze, config.total_steps) == (8, "blocks:1", 4)
     config = common.get_config()
     config.freeze = "backbone"
-    train.shrink(config)
+    plan.shrink(config)
     assert (config.shots, config.freeze, config.total_steps) == (None, "backbone", None)
 
 
@@ -186,8 +186,8 @@ def test_layer_decay_reaches_the_optimizer():
     config = shrunk(paper_finetune, "B/16,pets")
     for layer_decay, kind in ((1.0, "Momentum"), (0.75, "LayerwiseMomentum")):
         config.layer_decay = layer_decay
-        model = train.build_model(config, 10, tell=print)
-        train.compile_model(model, config, 4)
+        model = plan.build_model(config, 10, tell=print)
+        plan.compile_model(model, config, 4)
         assert type(model.optimizer).__name__ == kind
         assert getattr(model.optimizer, "layer_decay", 1.0) == layer_decay
 

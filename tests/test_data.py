@@ -1,13 +1,10 @@
-import io
 import itertools
 import resource
-import struct
-import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import photo
+from conftest import giant, odd_files, photo
 from PIL import Image
 
 from vitkeras import data
@@ -75,24 +72,6 @@ def test_every_mode_becomes_rgb(tmp_path, kind, mode):
         assert (image[..., 0] == image[..., 2]).all()
 
 
-def giant(kind):
-    """A small file whose header declares 50,000 x 50,000 pixels."""
-    buffer = io.BytesIO()
-    photo(20, 30).save(buffer, kind)
-    content = bytearray(buffer.getvalue())
-    if kind == "PNG":
-        content[16:24] = struct.pack(">II", 50_000, 50_000)
-        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    elif kind == "GIF":
-        content[6:10] = struct.pack("<HH", 50_000, 50_000)
-    elif kind == "BMP":
-        content[18:26] = struct.pack("<ii", 50_000, -50_000)
-    else:
-        frame = content.index(b"\xff\xc0")
-        content[frame + 5 : frame + 9] = struct.pack(">HH", 50_000, 50_000)
-    return bytes(content)
-
-
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP"])
 def test_a_header_that_declares_too_much_is_refused_before_it_takes_memory(tmp_path, kind):
     assert int(declared_pixels(encoded(tmp_path, kind=kind))) == 30 * 44
@@ -120,26 +99,18 @@ def test_odd_files_of_a_folder_are_decoded_or_named(tmp_path):
         (root / name).mkdir(parents=True)
         for i in range(5):
             photo(30, 40, seed=i).save(root / name / f"{i}.png")
-    buffer = io.BytesIO()
-    frames = [photo(30, 40, seed=i) for i in range(3)]
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
     whole = (root / "ant" / "0.png").read_bytes()
-    odd = {
-        "animated.png": buffer.getvalue(), "png.jpg": whole, "cut.png": whole[: len(whole) // 2],
-        "empty.jpg": b"", "text.png": b"hello", "giant.png": giant("PNG"),
-        "giant.jpg": giant("JPEG"),
-    }  # fmt: skip
+    odd = odd_files(whole)
     for name, content in odd.items():
         (root / "bee" / name).write_bytes(content)
     source = data.FolderSource(root)
     for split in ("train", "validation", "test"):
         source.check(split)
     reasons = dict(source.bad_images)
-    bad = {f"bee/{name}" for name in odd if name not in ("animated.png", "png.jpg")}
-    assert set(reasons) == bad
-    assert reasons["bee/empty.jpg"] == "the file is empty"
-    assert "at most 100,000,000 pixels" in reasons["bee/giant.png"]
-    assert sum(source.num_examples(split) for split in ("train", "validation", "test")) == 12
+    assert set(reasons) == {f"bee/{name}" for name in odd if name.startswith("bad")}
+    assert reasons["bee/bad_empty.jpg"] == "the file is empty"
+    assert "at most 100,000,000 pixels" in reasons["bee/bad_giant.png"]
+    assert sum(source.num_examples(split) for split in ("train", "validation", "test")) == 14
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

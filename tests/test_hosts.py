@@ -5,13 +5,15 @@ import hashlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import photo
+from conftest import TINY, photo
 
-from vitkeras import data
+import vitkeras as vk
+from vitkeras import data, training
 from vitkeras.data import caching, stored
 from vitkeras.data.hosts import Share
 from vitkeras.data.stored import Columns, Records
-from vitkeras.errors import InputError
+from vitkeras.errors import InputError, RunError
+from vitkeras.runs import RunDirectory
 
 COUNT, BATCH = 750, 48
 
@@ -295,3 +297,26 @@ def test_a_label_that_no_class_has(data_dir):
         list(data.training_batches(source, data.Preprocessing((8, 8)), 64, 1))
     with pytest.raises(tf.errors.InvalidArgumentError, match="integer from 0 to 8"):
         list(data.evaluation_batches(source, "test", data.Preprocessing((8, 8)), 64))
+
+
+def test_an_image_that_breaks_while_a_run_trains(tmp_path):
+    root = tmp_path / "photos"
+    for name in ("ant", "bee"):
+        (root / name).mkdir(parents=True)
+        for i in range(10):
+            photo(8, 8, seed=i).save(root / name / f"{i}.png")
+    source = data.open_source(f"folder:{root}")
+    batches = data.training_batches(source, data.Preprocessing((8, 8)), 8, 1)
+    for i in range(10):
+        (root / "bee" / f"{i}.png").write_bytes(b"text")
+    model = vk.vit("Ti/4", image_size=8, num_classes=2, **TINY)
+    model.compile("sgd", training.SmoothedCrossEntropy())
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    match = r"could not be read \(.*(decode|image|Unknown).*\); experiments.preflight"
+    with pytest.raises(RunError, match=match):
+        with training.hold(run, model.distribute_strategy):
+            model.fit(batches, verbose=0, shuffle=False)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="negative"):
+        with training.hold(run, model.distribute_strategy):
+            tf.debugging.assert_equal(1, 2, "negative")

@@ -26,11 +26,13 @@ class FolderSource:
         validation_percent: How much of what is cut is validation; None for 10.
         shots: Training images of each class, of those that can be decoded; None for all.
         say: Takes lines that tell how far the first reading of the images is; None for none.
+        sample: Files of each split that are decoded beforehand, the others being taken for good
+            ones; None for all.
     """
 
-    def __init__(self, path, seed=0, validation_percent=None, shots=None, say=None):
+    def __init__(self, path, seed=0, validation_percent=None, shots=None, say=None, sample=None):
         self.path = str(path).rstrip("/")
-        self.seed, self.shots, self.say = seed, shots, say
+        self.seed, self.shots, self.say, self.sample = seed, shots, say, sample
         self.bad_images = []  # (path below the folder, reason)
         self._checked = {}
         if not is_folder(self.path):
@@ -95,8 +97,13 @@ class FolderSource:
                     "A split must have an image. Received: "
                     f"{self.path}, split {split}, with none. Give every class 3 images or more."
                 )
-            stamps = [stamp(f"{self.path}/{file}") for file in files]
-            reasons = find_bad(self.path, files, stamps, self.say)
+            places = np.arange(len(files))
+            if self.sample is not None and self.sample < len(files):
+                rng = np.random.default_rng(self.seed)
+                places = np.sort(rng.choice(places, self.sample, replace=False))
+            stamps = {i: stamp(f"{self.path}/{files[i]}") for i in places.tolist()}
+            found = find_bad(self.path, [files[i] for i in stamps], stamps.values(), self.say)
+            reasons = {int(places[i]): reason for i, reason in found.items()}
             bad = [(files[i], reason) for i, reason in reasons.items()]
             if len(bad) == len(files):
                 raise InputError(
@@ -110,7 +117,7 @@ class FolderSource:
                 chosen = choose_shots(names, labels[kept], self.shots, self.seed, self.class_names)
                 kept = [kept[i] for i in chosen]
             names = [files[i] for i in kept]
-            self._checked[split] = bad, names, labels[kept], [stamps[i] for i in kept]
+            self._checked[split] = bad, names, labels[kept], [stamps.get(i) for i in kept]
             self.bad_images += bad
         return self._checked[split][0]
 
@@ -118,6 +125,11 @@ class FolderSource:
         """Number of examples of a split that can be decoded."""
         self.check(split)
         return len(self._checked[split][1])
+
+    def labels(self, split):
+        """Returns the labels of all examples of a split."""
+        self.check(split)
+        return self._checked[split][2]
 
     def fingerprint(self):
         """Returns a dict of strings and numbers: a hash of names and labels, split sizes."""

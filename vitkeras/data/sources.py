@@ -11,7 +11,14 @@ from vitkeras.errors import check_range
 
 
 def open_source(
-    dataset, data_dir=None, seed=0, validation_percent=None, shots=None, cache="auto", say=None
+    dataset,
+    data_dir=None,
+    seed=0,
+    validation_percent=None,
+    shots=None,
+    cache="auto",
+    say=None,
+    sample=None,
 ):
     """Returns the source that a config's `dataset` names.
 
@@ -29,6 +36,8 @@ def open_source(
             TFRecord files), "none", or "auto", in memory if a split of TensorFlow Datasets has no
             more than 10,000.
         say: Takes lines that tell how far reading or writing is; None for none.
+        sample: Files of each split of a folder that are decoded beforehand; the others are taken
+            for good ones. None for all.
     Raises:
         InputError: If there is no such data set or folder, or it does not have what is needed.
     """
@@ -40,7 +49,7 @@ def open_source(
     place = parse_cache(cache)
     kind, _, path = dataset.partition(":")
     if kind == "folder" and path:
-        source = FolderSource(path, seed, validation_percent, shots, say)
+        source = FolderSource(path, seed, validation_percent, shots, say, sample)
     else:
         source = TFDSSource(dataset, data_dir, seed, validation_percent, shots)
     return CachedSource(source, *place, say)

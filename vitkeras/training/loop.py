@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import re
 
 import keras
 import tensorflow as tf
@@ -144,6 +145,15 @@ def hold(run, strategy):
                 "Another host was lost, so no step can be finished; start the same command again "
                 "on all hosts, and the run goes on from its last saved state "
                 f"({type(error).__name__})."
+            ) from error
+        except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
+            if "IteratorGetNext" not in str(error):  # not of the input pipeline
+                raise
+            reason = re.sub(r"\{\{.*?\}\}", "", error.message).strip().splitlines()[0]
+            raise RunError(
+                f"An example could not be read ({reason[:200].strip()}); experiments.preflight "
+                "with --full names the files that cannot be. What was saved is whole, and the same "
+                "command goes on from there."
             ) from error
         except OSError as error:
             if error.errno not in FULL:

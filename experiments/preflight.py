@@ -1,0 +1,204 @@
+"""Looks at data, pipeline and model of a config before any accelerator time is paid for.
+
+    python -m experiments.preflight --config=experiments/configs/folder.py \
+        --config.dataset=folder:photos --memory_gib=16 --images_per_second=900
+
+It writes preflight.html, with a grid of training images as the model sees them. The exit code is 0
+if the run can begin; else 2, with what is in the way.
+"""
+
+import json
+from pathlib import Path
+
+from experiments import cli  # first: it sets TensorFlow's log level
+
+# isort: split
+import keras
+import numpy as np
+from absl import flags
+
+from experiments import look, page
+from experiments.plan import (
+    build_model,
+    check_bad_images,
+    compile_model,
+    open_data,
+    read_config,
+    run_length,
+    say,
+)
+from vitkeras import data, training
+from vitkeras.errors import InputError
+from vitkeras.finetuning import freeze
+from vitkeras.storage import write_file
+from vitkeras.training.memory import state_bytes, step_bytes
+
+OUTPUT = flags.DEFINE_string("output", "preflight.html", "The page to write.")
+FULL = flags.DEFINE_bool("full", False, "Read every image, not a sample.")
+SAMPLE = flags.DEFINE_integer("sample", 1000, "Images of each split to look at.", lower_bound=1)
+SECONDS = flags.DEFINE_float("seconds", 12.0, "How long to time the pipeline.", lower_bound=1)
+REPLICAS = flags.DEFINE_integer("replicas", 1, "Devices of the run.", lower_bound=1)
+MEMORY_GIB = flags.DEFINE_float("memory_gib", 16.0, "Memory of each device.", lower_bound=1e-3)
+IMAGES_PER_SECOND = flags.DEFINE_float(
+    "images_per_second", None, "What all devices train together; gives hours.", lower_bound=1e-3
+)
+SPLITS = ("train", "validation", "test")
+#: Of the device's memory: the allocator and the program want some too.
+USABLE = 0.9
+
+
+def look_at_data(source, config, warn, stop):
+    """Returns what is said of the images, and the pictures."""
+    sample = None if FULL.value else SAMPLE.value
+    facts = {"images": {split: source.num_examples(split) for split in SPLITS}}
+    looked = {split: look.sizes(source.stored(split), sample) for split in SPLITS}
+    bad = source.bad_images + [
+        (f"{split} {place}", reason)
+        for split, found in looked.items()
+        for place, reason in found.bad
+    ]
+    count = sum(len(found.rows) for found in looked.values()) + len(bad)
+    facts |= {
+        "looked_at": count,
+        "bad_images": len(bad),
+        "bad_percent": 100 * len(bad) / count,
+        "bad": [f"{path}: {reason}" for path, reason in bad[:20]],
+        "classes": len(source.class_names),
+    }
+    try:
+        check_bad_images(bad, count - len(bad), config.max_bad_percent)
+    except InputError as error:
+        stop(str(error).rstrip("."))
+    rows = [row for found in looked.values() for row in found.rows]
+    sides = np.array([(height, width) for height, width, _ in rows])
+    facts["median_size"] = [int(side) for side in np.median(sides, axis=0)]
+    facts["modes"] = look.shares(kind for _, _, kind in rows)
+    if (np.median(sides, axis=0) < 0.5 * np.array(config.image_size)).any():
+        warn("half of the images or more are less than half as large as image_size: it only blurs")
+    labels = look.labels(source, sample)
+    counts = np.bincount(labels, minlength=len(source.class_names))
+    facts["per_class"] = {"least": int(counts.min()), "most": int(counts.max())}
+    missing = [n for n, c in zip(source.class_names, counts, strict=True) if not c]
+    if missing:
+        warn(f"among the {len(labels)} labels seen, none is of {', '.join(missing[:5])}")
+    elif counts.max() > 10 * counts.min():
+        warn(
+            f"the largest class has {counts.max() / counts.min():.0f} times the images of the least"
+        )
+    pictures = [
+        ("Training images of each class.", look.draw_balance(source.class_names, counts)),
+        ("Height and width of the images looked at, in pixels.", look.draw_sizes(sides)),
+    ]
+    return facts, pictures
+
+
+def look_at_pipeline(source, preprocessing, augmentation, config, warn):
+    """Returns rates and where the time goes, and the first batches' images."""
+    stages = look.time_stages(source, preprocessing, augmentation, config, SECONDS.value)
+    rate = stages["batches"]
+    if IMAGES_PER_SECOND.value and rate < IMAGES_PER_SECOND.value:
+        warn(
+            f"this machine's pipeline makes {rate:.0f} images/s, the devices would take "
+            f"{IMAGES_PER_SECOND.value:.0f}: they will wait"
+        )
+    grid = look.draw_batch(source, preprocessing, augmentation, config)
+    return {"images_per_second": {k: round(v, 1) for k, v in stages.items()}}, grid
+
+
+def look_at_model(config, num_classes, steps, warn, stop):
+    """Returns parameters, memory and the length of the run."""
+    unit = REPLICAS.value * config.accumulation_steps
+    per_replica = training.check_global_batch(
+        config.batch_size, REPLICAS.value, config.accumulation_steps
+    )
+    total_steps, epochs = run_length(config, steps)
+    model = build_model(config, num_classes, say)
+    freeze(model, config.freeze)
+    pieces, config.accumulation_steps = config.accumulation_steps, 1
+    compile_model(model, config, total_steps)
+    state = state_bytes(model)
+    if pieces > 1:  # the sum of the gradients
+        state += sum(4 * int(np.prod(v.shape)) for v in model.trainable_variables)
+    # Far enough up that it is images, not the optimizer, that the most is held for.
+    one, two = (step_bytes(model, images) for images in (64, 128))
+    for_each, fixed = (two - one) / 64, 2 * one - two
+
+    def needed(images):
+        return state + fixed + for_each * images
+
+    usable = USABLE * MEMORY_GIB.value * 2**30
+    largest = int(max(usable - needed(0), 0) / for_each)
+    facts = {
+        "parameters": model.count_params(),
+        "steps_per_epoch": steps,
+        "steps": epochs * steps,
+        "epochs": epochs,
+        "images_per_replica": per_replica // pieces,
+        "gib_per_replica": round(needed(per_replica // pieces) / 2**30, 2),
+        "gib_of_state": round(state / 2**30, 2),
+        "largest_batch": largest * unit,
+    }
+    if largest < per_replica // pieces:
+        way_out = (
+            "a device with more memory"
+            if not largest
+            else (
+                f"accumulation_steps={-(-per_replica // largest)}, or a batch of "
+                f"{largest * unit} at most"
+            )
+        )
+        stop(
+            f"a step of {per_replica // pieces} images needs about {needed(per_replica // pieces) / 2**30:.3g} "
+            f"GiB on each device, of which {USABLE * MEMORY_GIB.value:.3g} can be used: {way_out}"
+        )
+    if config.warmup_steps > total_steps / 2:
+        warn(f"warmup_steps={config.warmup_steps} is more than half of {total_steps} steps")
+    if IMAGES_PER_SECOND.value:
+        facts["hours"] = round(
+            epochs * steps * config.batch_size / IMAGES_PER_SECOND.value / 3600, 2
+        )
+    return facts
+
+
+def main(_):
+    """Looks, writes the page, and says whether to go on."""
+    config = read_config()
+    warnings, obstacles = [], []
+    sample = None if FULL.value else SAMPLE.value
+    source, augmentation, preprocessing = open_data(config, say, sample)
+    steps = data.steps_per_epoch(source, config.batch_size)
+    keras.utils.set_random_seed(config.seed)
+    say("building the model ...")
+    model = look_at_model(config, len(source.class_names), steps, warnings.append, obstacles.append)
+    say("looking at images ...")
+    images, pictures = look_at_data(source, config, warnings.append, obstacles.append)
+    say("timing the pipeline ...")
+    pipeline, grid = look_at_pipeline(source, preprocessing, augmentation, config, warnings.append)
+    result = {
+        "ready": not obstacles, "obstacles": obstacles, "warnings": warnings, "data": images,
+        "pipeline": pipeline, "model": model, "page": OUTPUT.value,
+    }  # fmt: skip
+    verdict = "The run can begin." if not obstacles else "The run should not begin."
+    text = page.render(
+        f"Preflight: {config.variant} on {config.dataset}",
+        [verdict, *(f"In the way: {each}." for each in obstacles),
+         *(f"Mind: {each}." for each in warnings)],
+        [
+            page.Section("Images", look.told(images), pictures),
+            page.Section("What the model sees", "The first images of the run, augmented.", [grid]),
+            page.Section("Pipeline", look.told(pipeline) + "\n" + look.STAGES, []),
+            page.Section("Model and run", look.told(model) + "\n" + look.MEMORY, []),
+        ],
+    )  # fmt: skip
+    write_file(Path(OUTPUT.value).absolute(), text.encode())
+    for each in warnings:
+        say(f"mind: {each}")
+    if obstacles:
+        print(json.dumps(result))
+        raise InputError(f"The run should not begin: {'; '.join(obstacles)}. See {OUTPUT.value}.")
+    return result
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    cli.run(main)

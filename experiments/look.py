@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 from vitkeras import data
+from vitkeras.data.checking import why_bad
 from vitkeras.data.hosts import Share, whole
 from vitkeras.data.stored import Columns
 
@@ -50,11 +50,11 @@ def sizes(stored, count):
     found = Sizes([], [])
     for place, example in _some(stored, count):
         content = example["image_bytes"]
-        try:
-            height, width, _ = data.decode_image(content).shape
-        except tf.errors.InvalidArgumentError as error:
-            found.bad.append((place, error.message.partition("{{")[0].splitlines()[0][:120]))
+        reason = why_bad(content)
+        if reason:
+            found.bad.append((place, reason))
             continue
+        height, width, _ = data.decode_image(content).shape
         try:
             with Image.open(io.BytesIO(content)) as image:
                 kind = f"{image.format} {image.mode}"

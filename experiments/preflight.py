@@ -15,6 +15,7 @@ from experiments import cli  # first: it sets TensorFlow's log level
 # isort: split
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import flags
 
 from experiments import look, page
@@ -92,17 +93,21 @@ def look_at_data(source, config, warn, stop):
     return facts, pictures
 
 
-def look_at_pipeline(source, preprocessing, augmentation, config, warn):
+def look_at_pipeline(source, preprocessing, augmentation, config, warn, stop):
     """Returns rates and where the time goes, and the first batches' images."""
-    stages = look.time_stages(source, preprocessing, augmentation, config, SECONDS.value)
+    try:
+        stages = look.time_stages(source, preprocessing, augmentation, config, SECONDS.value)
+        grid = look.draw_batch(source, preprocessing, augmentation, config)
+    except tf.errors.InvalidArgumentError:
+        stop("an image that was not among the sample cannot be decoded: --full names all such")
+        return {}, []
     rate = stages["batches"]
     if IMAGES_PER_SECOND.value and rate < IMAGES_PER_SECOND.value:
         warn(
             f"this machine's pipeline makes {rate:.0f} images/s, the devices would take "
             f"{IMAGES_PER_SECOND.value:.0f}: they will wait"
         )
-    grid = look.draw_batch(source, preprocessing, augmentation, config)
-    return {"images_per_second": {k: round(v, 1) for k, v in stages.items()}}, grid
+    return {"images_per_second": {k: round(v, 1) for k, v in stages.items()}}, [grid]
 
 
 def look_at_model(config, num_classes, steps, warn, stop):
@@ -147,9 +152,10 @@ def look_at_model(config, num_classes, steps, warn, stop):
                 f"{largest * unit} at most"
             )
         )
+        gib = needed(per_replica // pieces) / 2**30
         stop(
-            f"a step of {per_replica // pieces} images needs about {needed(per_replica // pieces) / 2**30:.3g} "
-            f"GiB on each device, of which {USABLE * MEMORY_GIB.value:.3g} can be used: {way_out}"
+            f"a step of {per_replica // pieces} images needs about {gib:.3g} GiB on each device, "
+            f"of which {USABLE * MEMORY_GIB.value:.3g} can be used: {way_out}"
         )
     if config.warmup_steps > total_steps / 2:
         warn(f"warmup_steps={config.warmup_steps} is more than half of {total_steps} steps")
@@ -173,7 +179,9 @@ def main(_):
     say("looking at images ...")
     images, pictures = look_at_data(source, config, warnings.append, obstacles.append)
     say("timing the pipeline ...")
-    pipeline, grid = look_at_pipeline(source, preprocessing, augmentation, config, warnings.append)
+    pipeline, grid = look_at_pipeline(
+        source, preprocessing, augmentation, config, warnings.append, obstacles.append
+    )
     result = {
         "ready": not obstacles, "obstacles": obstacles, "warnings": warnings, "data": images,
         "pipeline": pipeline, "model": model, "page": OUTPUT.value,
@@ -185,7 +193,7 @@ def main(_):
          *(f"Mind: {each}." for each in warnings)],
         [
             page.Section("Images", look.told(images), pictures),
-            page.Section("What the model sees", "The first images of the run, augmented.", [grid]),
+            page.Section("What the model sees", "The first images of the run, augmented.", grid),
             page.Section("Pipeline", look.told(pipeline) + "\n" + look.STAGES, []),
             page.Section("Model and run", look.told(model) + "\n" + look.MEMORY, []),
         ],

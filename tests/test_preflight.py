@@ -84,8 +84,9 @@ def test_what_is_in_the_way_is_said_and_the_exit_code_tells(folder, tmp_path):
     assert not result["ready"] and len(result["obstacles"]) == 2
     assert "should not begin" in (tmp_path / "p.html").read_text()
     sampled = preflight(broken, tmp_path / "q.html", "--sample=4")
-    result = json.loads(sampled.stdout.splitlines()[-1])
-    assert sampled.returncode == 0 and result["data"]["looked_at"] <= 24
+    assert sampled.returncode == 2 and "Traceback" not in sampled.stderr
+    assert "not among the sample" in sampled.stderr and "--full names all" in sampled.stderr
+    assert json.loads(sampled.stdout.splitlines()[-1])["data"]["looked_at"] <= 24
 
 
 def compiled(**options):

@@ -112,14 +112,25 @@ def _decodable(files):
 
 def _reason(file):
     try:
-        content = tf.io.read_file(file)
-        if not content.numpy():
-            return "the file is empty"
-        decode_image(content)
+        return why_bad(tf.io.read_file(file)) or "it failed once and was then decoded"
     except tf.errors.OpError as error:
-        found = re.search(r"Summarized data: b'(.*?)'\s+(\d+)", error.message)  # of an Assert
-        if found:
-            return f"{found[1]} {int(found[2]):,}"
-        text = error.message.splitlines()[0]
-        return re.sub(r"\{\{.*?\}\}", "", text).partition(" [Op:")[0].strip()[:120]
-    return "it failed once and was then decoded"
+        return _told(error)
+
+
+def why_bad(image_bytes):
+    """Returns in a line why a scalar string cannot be decoded, or None if it can."""
+    if not tf.strings.length(image_bytes):
+        return "the file is empty"
+    try:
+        decode_image(image_bytes)
+    except tf.errors.OpError as error:
+        return _told(error)
+    return None
+
+
+def _told(error):
+    found = re.search(r"Summarized data: b'(.*?)'\s+(\d+)", error.message)  # of an Assert
+    if found:
+        return f"{found[1]} {int(found[2]):,}"
+    text = re.sub(r"\{\{.*?\}\}", "", error.message).strip().splitlines()[0]
+    return text.partition(" [Op:")[0].strip()[:120]

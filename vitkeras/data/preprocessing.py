@@ -124,7 +124,9 @@ class Preprocessing:
         if pixels.dtype == tf.uint8 and pixels.shape[-3:-1] == self.image_size:
             return pixels
         image = tf.image.resize(pixels, self.image_size, antialias=self.antialias)
-        return tf.cast(tf.round(tf.clip_by_value(image, 0.0, 255.0)), tf.uint8)
+        if pixels.dtype != tf.uint8:  # else a mean of pixels lies among them
+            image = tf.clip_by_value(image, 0.0, 255.0)
+        return tf.cast(tf.round(image), tf.uint8)
 
     def evaluation_image(self, image_bytes):
         """Returns uint8 `(h, w, 3)` of one encoded image: no crop."""

@@ -61,19 +61,31 @@ def _to_uint8(values):
     return tf.cast(tf.round(tf.clip_by_value(values, 0.0, 255.0)), tf.uint8)
 
 
+def _rows(image):
+    """Returns `(h, 3w)`: operations on it are twice as fast as with a last axis of 3."""
+    return tf.reshape(image, (image.shape[0], -1))
+
+
+def _along(channels, image):
+    """Returns numbers `(3,)` for each value of a row of `_rows`."""
+    return tf.tile(channels, [image.shape[1]])
+
+
 def autocontrast(image):
     """Stretches each channel to the full range."""
     low = tf.cast(tf.reduce_min(image, axis=(0, 1)), tf.float32)  # (3,)
     high = tf.cast(tf.reduce_max(image, axis=(0, 1)), tf.float32)
     scale = tf.where(high > low, 255.0 / tf.maximum(high - low, 1.0), 1.0)
     offset = tf.where(high > low, -low * scale, 0.0)
-    return _to_uint8(tf.cast(image, tf.float32) * scale + offset)
+    values = tf.cast(_rows(image), tf.float32) * _along(scale, image) + _along(offset, image)
+    return tf.reshape(_to_uint8(values), image.shape)
 
 
 def equalize(image):
     """Evens out the histogram of each channel."""
-    values = tf.cast(image, tf.int32) + tf.constant([0, 256, 512])
-    counts = tf.math.bincount(tf.reshape(values, [-1]), minlength=768, maxlength=768)
+    values = tf.cast(_rows(image), tf.int32) + _along(tf.constant([0, 256, 512]), image)
+    values = tf.reshape(values, [-1])
+    counts = tf.math.bincount(values, minlength=768, maxlength=768)
     counts = tf.reshape(counts, (3, 256))
     last = tf.reduce_max(tf.where(counts > 0, tf.range(256), 0), axis=1)  # (3,) the brightest
     pixels = tf.reduce_sum(counts, axis=1)
@@ -81,7 +93,8 @@ def equalize(image):
     divisor = tf.maximum(step, 1)[:, None]
     table = (tf.cumsum(counts, axis=1, exclusive=True) + step[:, None] // 2) // divisor
     table = tf.where(step[:, None] == 0, tf.range(256)[None], tf.clip_by_value(table, 0, 255))
-    return tf.gather(tf.reshape(tf.cast(table, tf.uint8), [-1]), values)
+    table = tf.reshape(tf.cast(table, tf.uint8), [-1])
+    return tf.reshape(tf.gather_nd(table, values[:, None]), image.shape)  # gather is slower
 
 
 def posterize(image, bits):
@@ -107,7 +120,7 @@ def solarize_add(image, addition):
 def color(image, factor):
     """Blends with the grey image: 0 is grey, 1 the image, more is more colourful."""
     pixels = tf.reshape(tf.cast(image, tf.float32), (-1, 3))
-    grey = tf.floor(tf.linalg.matvec(pixels, tf.constant(GRAY)))[:, None]
+    grey = tf.floor(tf.matmul(pixels, tf.constant([GRAY] * 3, shape=(3, 3)), transpose_b=True))
     return tf.reshape(_to_uint8(grey + factor * (pixels - grey)), image.shape)
 
 
@@ -140,17 +153,19 @@ def warp(image, matrix):
 
     From (a x + b y + c, d x + e y + f), the nearest pixel.
     """
-    zero = tf.zeros(())
-    rows = tf.stack([*(tf.cast(number, tf.float32) for number in matrix), zero, zero])
-    warped = tf.raw_ops.ImageProjectiveTransformV3(
-        images=image[None],
-        transforms=rows[None],
-        output_shape=image.shape[:2],
-        fill_value=float(OUTSIDE),
-        interpolation="NEAREST",
-        fill_mode="CONSTANT",
-    )
-    return warped[0]
+    height, width = image.shape[:2]
+    y, x = tf.range(height, dtype=tf.float32)[:, None], tf.range(width, dtype=tf.float32)
+    a, b, c, d, e, f = (tf.cast(number, tf.float32) for number in matrix)
+
+    def nearest(along_x, along_y, offset):
+        return tf.cast(tf.floor(along_x * x + (along_y * y + offset) + 0.5), tf.int32)  # (h, w)
+
+    row, column = nearest(d, e, f), nearest(a, b, c)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    place = tf.where(inside, row * width + column, height * width)
+    outside = tf.fill((1, 3), tf.constant(OUTSIDE, tf.uint8))
+    pixels = tf.concat([tf.reshape(image, (-1, 3)), outside], axis=0)
+    return tf.reshape(tf.gather(pixels, tf.reshape(place, [-1])), image.shape)
 
 
 def translate(image, x=0.0, y=0.0):
@@ -178,9 +193,9 @@ def cutout(image, draws, half):
         distance = tf.range(side) - tf.cast(draw * side, tf.int32)
         return (distance >= -half) & (distance < half)
 
-    hole = inside(draws[0], height)[:, None] & inside(draws[1], width)  # (h, w)
-    hole = tf.cast(hole, tf.uint8)[..., None]
-    return image * (1 - hole) + OUTSIDE * hole
+    hole = inside(draws[0], height)[:, None] & tf.repeat(inside(draws[1], width), 3)  # (h, 3w)
+    cut = tf.where(hole, tf.constant(OUTSIDE, tf.uint8), _rows(image))
+    return tf.reshape(cut, image.shape)
 
 
 def _enhance(operation):

@@ -268,7 +268,9 @@ def test_what_was_whole_is_not_decoded_again(photos, tmp_path, monkeypatch):
             photo(8, 8, seed=i).save(root / name / f"{i}.png")
     (root / "bee" / "bad.png").write_bytes(b"text")
     decoded, decodable = [], checking._decodable
-    monkeypatch.setattr(checking, "_decodable", lambda f: (decoded.extend(f), decodable(f))[1])
+    monkeypatch.setattr(
+        checking, "_decodable", lambda f, d: (decoded.extend(f), decodable(f, d))[1]
+    )
 
     def read():
         decoded.clear()

@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from vitkeras.data.preprocessing import decode_image
 
-BLOCK = 2048
+#: Files after which what was found is remembered.
+BLOCK = 100_000
 #: Of what is remembered: another one, where another decoder may find other files bad.
 VERSION = 1
 
@@ -39,17 +40,13 @@ def find_bad(folder, names, stamps, say=None):
     ]
     keys = np.array(keys, np.uint64)
     unknown = np.flatnonzero(~np.isin(keys, remembered.keys))
-    progress, good, bad = _Progress(len(unknown), say), [], {}
+    progress, bad = _Progress(len(unknown), say), {}
     for begin in range(0, len(unknown), BLOCK):
         block = unknown[begin : begin + BLOCK]
         files = [f"{folder}/{names[i]}" for i in block]
-        for i, file, ok in zip(block, files, _decodable(files), strict=True):
-            if ok:
-                good.append(i)
-            else:
-                bad[int(i)] = _reason(file)
-        progress.done(len(block))
-    remembered.add(keys[good])
+        good = _decodable(files, lambda count, begin=begin: progress.done(begin + count))
+        remembered.add(keys[block[good]])
+        bad |= {int(block[i]): _reason(files[i]) for i in np.flatnonzero(~good)}
     return bad
 
 
@@ -67,12 +64,11 @@ class _Remembered:
             self.keys = np.zeros((0,), np.uint64)
 
     def add(self, keys):
-        if not len(keys):
-            return
+        self.keys = np.union1d(self.keys, keys)
         aside = self.path.with_suffix(f".{os.getpid()}.npy")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(aside, np.union1d(self.keys, keys))
+            np.save(aside, self.keys)
             os.replace(aside, self.path)
         except OSError as error:
             print(f"What was checked is not remembered: {error}.", file=sys.stderr, flush=True)
@@ -86,7 +82,7 @@ class _Progress:
         self.start = self.said = time.monotonic()
 
     def done(self, count):
-        self.count += count
+        self.count = count
         now = time.monotonic()
         if self.say and now - self.said > 5:
             self.said, rate = now, self.count / (now - self.start)
@@ -97,8 +93,8 @@ class _Progress:
             )
 
 
-def _decodable(files):
-    """Returns for each file whether TensorFlow decodes it."""
+def _decodable(files, done):
+    """Returns for each file whether TensorFlow decodes it; calls `done` with how many were read."""
 
     def size(number, file):
         return number, tf.size(decode_image(tf.io.read_file(file)))
@@ -106,8 +102,11 @@ def _decodable(files):
     # An example that fails would vanish: numbered, those that are left tell which did.
     numbered = tf.data.Dataset.from_tensor_slices(files).enumerate()
     numbered = numbered.map(size, num_parallel_calls=tf.data.AUTOTUNE)
-    kept = {int(i) for i, _ in numbered.ignore_errors().as_numpy_iterator()}
-    return [i in kept for i in range(len(files))]
+    good = np.zeros(len(files), bool)
+    for numbers, _ in numbered.ignore_errors().batch(256).as_numpy_iterator():
+        good[numbers] = True
+        done(int(numbers[-1]) + 1)
+    return good
 
 
 def _reason(file):

@@ -24,6 +24,12 @@ MEMORY = (
     "Memory is an estimate from the graph of the training step, each operation taken on its own: "
     "a compiler that fuses them needs less. A batch is global, over all devices and pieces."
 )
+TPU = (
+    "Compiled for the slice, not run. Arithmetic and memory: what the chip's published peaks would "
+    "take for the step's operations, and for what it moves to and from the large memory (hbm), "
+    "read off the compiled module. accessed is what the compiler counts, the fast memory on the "
+    "chip included. The sum over replicas is not in it. What moves most:"
+)
 
 
 class Sizes(NamedTuple):
@@ -114,13 +120,15 @@ def told(facts):
     lines = []
     for name, value in facts.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{k} {v:,}" for k, v in value.items())
+            value = ", ".join(f"{k} {_number(v)}" for k, v in value.items())
         elif isinstance(value, list):
             value = "; ".join(map(str, value)) or "none"
-        elif isinstance(value, (int, float)):
-            value = f"{value:,}"
-        lines.append(f"{name.replace('_', ' ')}: {value}")
+        lines.append(f"{name.replace('_', ' ')}: {_number(value)}")
     return "\n".join(lines)
+
+
+def _number(value):
+    return f"{value:,}" if isinstance(value, (int, float)) else str(value)
 
 
 def _figure(width, height):

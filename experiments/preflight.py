@@ -3,8 +3,13 @@
     python -m experiments.preflight --config=experiments/configs/folder.py \
         --config.dataset=folder:photos --memory_gib=16 --images_per_second=900
 
-It writes preflight.html, with a grid of training images as the model sees them. The exit code is 0
-if the run can begin; else 2, with what is in the way.
+It writes preflight.html, with a grid of training images as the model sees them; the last line on
+standard output has all of it as JSON. The exit code is 0 if the run can begin; else 2, with what is
+in the way.
+
+With --tpu=v5e:2x4 the steps that train and evaluate are compiled for that slice as well, where
+there is no TPU (extra `aot`), in some minutes: do they compile, do they fit, what bounds their
+speed. --largest_batch compiles until the largest batch that fits is found.
 """
 
 import json
@@ -18,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from experiments import look, page
+from experiments import look, page, tpu, tpu_module
 from experiments.plan import (
     build_model,
     check_bad_images,
@@ -38,7 +43,11 @@ OUTPUT = flags.DEFINE_string("output", "preflight.html", "The page to write.")
 FULL = flags.DEFINE_bool("full", False, "Read every image, not a sample.")
 SAMPLE = flags.DEFINE_integer("sample", 1000, "Images of each split to look at.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 12.0, "How long to time the pipeline.", lower_bound=1)
-REPLICAS = flags.DEFINE_integer("replicas", 1, "Devices of the run.", lower_bound=1)
+REPLICAS = flags.DEFINE_integer(
+    "replicas", None, "Devices of the run; those of --tpu, or 1.", lower_bound=1
+)
+TPU = flags.DEFINE_string("tpu", None, "A TPU slice to compile for, such as v5e:2x4.")
+LARGEST_BATCH = flags.DEFINE_bool("largest_batch", False, "Compile for the largest batch too.")
 MEMORY_GIB = flags.DEFINE_float("memory_gib", 16.0, "Memory of each device.", lower_bound=1e-3)
 IMAGES_PER_SECOND = flags.DEFINE_float(
     "images_per_second", None, "What all devices train together; gives hours.", lower_bound=1e-3
@@ -112,9 +121,10 @@ def look_at_pipeline(source, preprocessing, augmentation, config, warn, stop):
 
 def look_at_model(config, num_classes, steps, warn, stop):
     """Returns parameters, memory and the length of the run."""
-    unit = REPLICAS.value * config.accumulation_steps
+    replicas = REPLICAS.value or (tpu.parse_slice(TPU.value).replicas if TPU.value else 1)
+    unit = replicas * config.accumulation_steps
     per_replica = training.check_global_batch(
-        config.batch_size, REPLICAS.value, config.accumulation_steps
+        config.batch_size, replicas, config.accumulation_steps
     )
     total_steps, epochs = run_length(config, steps)
     model = build_model(config, num_classes, say)
@@ -166,6 +176,40 @@ def look_at_model(config, num_classes, steps, warn, stop):
     return facts
 
 
+def look_at_tpu(config, num_classes, steps, warn, stop):
+    """Returns what the compiler of the slice says, and the bytes moved, operation by operation."""
+    place = tpu.parse_slice(TPU.value)
+    images = training.check_global_batch(config.batch_size, place.replicas)
+    model = build_model(config, num_classes, lambda text: None)
+    freeze(model, config.freeze)
+    compile_model(model, config, run_length(config, steps)[0])
+    facts, reports = {"slice": TPU.value, "replicas": place.replicas}, {}
+    for name, module in (("train", tpu.train_module), ("evaluate", tpu.evaluation_module)):
+        say(f"compiling the step for {TPU.value}: {name} ...")
+        try:
+            pieces = config.accumulation_steps if name == "train" else 1
+            reports[name] = tpu.compile_module(module(model, images), place, images, pieces)
+        except InputError as error:
+            stop(str(error).rstrip("."))
+            continue
+        facts[name] = reports[name].facts
+        if facts[name]["memory_share"] > 1:
+            stop(f"the step ({name}) needs {facts[name]['memory_share']:.0%} of the memory")
+    if "train" in facts and facts["train"]["bfloat16_share"] < 0.99:
+        warn("not all matrix products are in bfloat16: dtype=mixed_bfloat16 is faster on a TPU")
+    if LARGEST_BATCH.value and "train" in facts:
+        say("looking for the largest batch ...")
+        largest = tpu.largest_batch(lambda n: tpu.train_module(model, n), place, images)
+        facts["largest_batch"] = largest * place.replicas
+    table = ""
+    if "train" in reports:
+        rows = tpu_module.by_operation(tpu_module.moved(reports["train"].compiled))[:25]
+        table = "\n".join(
+            f"{size / 1e9:.2f} GB, {times} times: {what}" for what, times, size in rows
+        )
+    return facts, table
+
+
 def main(_):
     """Looks, writes the page, and says whether to go on."""
     config = read_config()
@@ -176,6 +220,11 @@ def main(_):
     keras.utils.set_random_seed(config.seed)
     say("building the model ...")
     model = look_at_model(config, len(source.class_names), steps, warnings.append, obstacles.append)
+    devices, moved = {}, ""
+    if TPU.value:
+        devices, moved = look_at_tpu(
+            config, len(source.class_names), steps, warnings.append, obstacles.append
+        )
     say("looking at images ...")
     images, pictures = look_at_data(source, config, warnings.append, obstacles.append)
     say("timing the pipeline ...")
@@ -184,9 +233,12 @@ def main(_):
     )
     result = {
         "ready": not obstacles, "obstacles": obstacles, "warnings": warnings, "data": images,
-        "pipeline": pipeline, "model": model, "page": OUTPUT.value,
+        "pipeline": pipeline, "model": model, "tpu": devices, "page": OUTPUT.value,
     }  # fmt: skip
     verdict = "The run can begin." if not obstacles else "The run should not begin."
+    on_tpu = []
+    if devices:
+        on_tpu = [page.Section("TPU", f"{look.told(devices)}\n{look.TPU}\n{moved}", [])]
     text = page.render(
         f"Preflight: {config.variant} on {config.dataset}",
         [verdict, *(f"In the way: {each}." for each in obstacles),
@@ -196,6 +248,7 @@ def main(_):
             page.Section("What the model sees", "The first images of the run, augmented.", grid),
             page.Section("Pipeline", look.told(pipeline) + "\n" + look.STAGES, []),
             page.Section("Model and run", look.told(model) + "\n" + look.MEMORY, []),
+            *on_tpu,
         ],
     )  # fmt: skip
     write_file(Path(OUTPUT.value).absolute(), text.encode())

@@ -159,9 +159,11 @@ class ExactModel(keras.Model):
             begin, end = examples * i // pieces, examples * (i + 1) // pieces
 
             def part(tensor):
-                piece = tensor[begin:end]
-                static = None if size is None else size // pieces
-                return tf.ensure_shape(piece, (static, *piece.shape[1:]))
+                if size is None:
+                    return tensor[begin:end]
+                # Of static length, as a TPU wants it.
+                start = [begin, *[0] * (tensor.shape.rank - 1)]
+                return tf.slice(tensor, start, [size // pieces, *tensor.shape[1:]])
 
             x, y, sample_weight = (
                 None if d is None else tf.nest.map_structure(part, d) for d in data

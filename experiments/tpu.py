@@ -1,0 +1,251 @@
+"""What a TPU would need for the step of a config: compiled for it, where there is none.
+
+The step is the model's own `train_step`, as TPUStrategy runs it on each replica, without the sum
+over replicas. Nothing here has run on a TPU: the figures are the compiler's.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from experiments import tpu_module
+from vitkeras.errors import InputError
+from vitkeras.private import sum_is_taken
+
+
+class Chip(NamedTuple):
+    """Of a core that runs a replica: published peaks, per second."""
+
+    memory: int  # bytes
+    flops: float  # in bfloat16
+    bandwidth: float  # bytes, of the large memory
+    links: float  # bytes, of all links to other chips together
+
+
+GIB = 2**30
+#: As https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and the pages of each version
+#: have them (read about). A v4 chip has two cores, with a replica each: halved here.
+CHIPS = {
+    "v4": Chip(16 * GIB, 275e12 / 2, 1228e9 / 2, 300e9 / 2),
+    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9),
+    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9),
+    "v6e": Chip(32 * GIB, 918e12, 1640e9, 448e9),
+}
+
+
+class Slice(NamedTuple):
+    """A TPU slice: its chip's name, libtpu's name for it, and its number of replicas."""
+
+    kind: str
+    topology: str
+    replicas: int
+
+
+def parse_slice(name):
+    """Returns the `Slice` of a name such as v5e:2x4.
+
+    Raises:
+        InputError: If it is none.
+    """
+    match = re.fullmatch(r"(\w+):(\d+x\d+(?:x\d+)?)", name)
+    if not match or match[1] not in CHIPS:
+        raise InputError(
+            f"`tpu` must be a chip and its slice, one of {', '.join(CHIPS)}, as in v5e:2x4 or "
+            f"v4:2x2x1. Received: tpu={name}."
+        )
+    chips = 1
+    for side in match[2].split("x"):
+        chips *= int(side)
+    return Slice(match[1], name, chips * (2 if match[1] == "v4" else 1))
+
+
+def lower(step, *arguments):
+    """Returns the StableHLO of a step of a model.
+
+    Args:
+        step: Function of the arguments, made of TensorFlow operations.
+        *arguments: Tensors of the step's shapes and types.
+    Raises:
+        InputError: If an operation in it cannot be compiled; the sentence names it and its line.
+    """
+    function = tf.function(step, jit_compile=True, autograph=False)
+    try:
+        text = function.experimental_get_compiler_ir(*arguments)(stage="stablehlo")
+    except (tf.errors.OpError, TypeError, ValueError) as error:
+        raise InputError(_fault(error)) from error
+    if re.search(r"tensor<(\d+x)*\?", text):
+        graph = function.get_concrete_function(*arguments).graph
+        found = next(filter(_is_dynamic, graph.get_operations()))
+        raise InputError(
+            f"The step cannot be compiled for a TPU{_line(found.traceback)}, operation "
+            f"{found.name}: the shape of what {found.type} returns depends on values."
+        )
+    return text
+
+
+def _is_dynamic(operation):
+    """Whether it makes a shape that is not known out of those that are."""
+    if operation.type == "BroadcastGradientArgs":  # of shapes, which are known
+        return False
+    known = all(tensor.shape.is_fully_defined() for tensor in operation.inputs)
+    numbers = [t for t in operation.outputs if t.dtype not in (tf.resource, tf.variant)]
+    return known and not all(tensor.shape.is_fully_defined() for tensor in numbers)
+
+
+def _line(frames):
+    """Returns " at FILE:LINE" of the innermost call that stands in nobody's package."""
+    own = [(f.filename, f.lineno) for f in frames if "site-packages" not in f.filename]
+    own = [place for place in own if Path(place[0]).is_file() and place[0] != __file__]
+    return f" at {own[-1][0]}:{own[-1][1]}" if own else ""
+
+
+class _Frame(NamedTuple):
+    filename: str
+    lineno: int
+
+
+def _fault(error):
+    text = str(error)
+    operation = re.search(r"\{\{node ([^}]+)\}\}", text)
+    reasons = [
+        line.strip()
+        for line in text.splitlines()
+        if re.search(r"unsupported|must be|not supported|dynamic|constant|compatible", line, re.I)
+    ]
+    frames = [_Frame(*found) for found in re.findall(r'File "([^"]+)", line (\d+)', text)]
+    reason = (reasons or text.strip().splitlines() or ["unknown"])[0][:300]
+    named = f", operation {operation[1]}" if operation else ""
+    return f"The step cannot be compiled for a TPU{_line(frames)}{named}: {reason}"
+
+
+def train_module(model, images):
+    """Returns the StableHLO of a training step of a compiled model.
+
+    Args:
+        model: Compiled, with its optimizer built.
+        images: Number of images on a replica.
+    """
+    batch = _batch(model, images)
+    model._symbolic_build(data_batch=batch)
+    with sum_is_taken(model.optimizer):
+        return lower(lambda x, y: model.train_step((x, y)), *batch)
+
+
+def evaluation_module(model, images):
+    """Returns the StableHLO of a forward pass with the loss and metrics."""
+    batch = _batch(model, images)
+    model._symbolic_build(data_batch=batch)
+    return lower(lambda x, y: model.test_step((x, y)), *batch)
+
+
+def _batch(model, images):
+    # What comes from Keras's generators has to be there before it is compiled.
+    return (
+        tf.zeros((images, *model.input_shape[1:]), tf.uint8),
+        tf.zeros((images,), tf.int32),
+    )
+
+
+class Report(NamedTuple):
+    """What was found out about a step, and the compiled module's text."""
+
+    facts: dict
+    compiled: str
+
+
+def compile_module(stablehlo, place, images, pieces=1):
+    """Compiles a step for a slice.
+
+    Args:
+        stablehlo: The module's text.
+        place: A `Slice`.
+        images: That it is for, on each replica.
+        pieces: That the step takes them in, one after the other.
+    Returns:
+        A `Report`.
+    Raises:
+        InputError: If the compiler refuses it, or is not installed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        module, output = Path(folder) / "step.mlir", Path(folder) / "compiled.txt"
+        module.write_text(stablehlo)
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.tpu_compiler", module, place.topology, output],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise InputError(_refused(done.stderr, place))
+        found = json.loads(done.stdout.splitlines()[-1])
+        compiled = output.read_text()
+    chip = CHIPS[place.kind]
+    rows = tpu_module.moved(compiled)
+    hbm = sum(row.size for row in rows)
+    matrix = tpu_module.products(stablehlo, pieces)
+    # The compiler counts the inside of a loop once.
+    once = sum(product.flops for product in tpu_module.products(stablehlo))
+    flops = found["flops"] + sum(product.flops for product in matrix) - once
+    arithmetic, memory = flops / chip.flops, hbm / chip.bandwidth
+    needed = sum(found[f"{k}_bytes"] for k in ("argument", "temporary", "output", "code"))
+    floor = max(arithmetic, memory)
+    facts = {
+        "argument_gib": found["argument_bytes"] / GIB,
+        "temporary_gib": found["temporary_bytes"] / GIB,
+        "code_gib": found["code_bytes"] / GIB,
+        "memory_share": needed / chip.memory,
+        "tflop": flops / 1e12,
+        "hbm_gb": hbm / 1e9,
+        "accessed_gb": found["accessed_bytes"] / 1e9,
+        "arithmetic_ms": 1e3 * arithmetic,
+        "memory_ms": 1e3 * memory,
+        "bfloat16_share": tpu_module.share_in("bf16", matrix),
+        "images_per_second_per_replica": images / floor,
+        "images_per_second": place.replicas * images / floor,
+    }
+    facts = {name: float(f"{value:.4g}") for name, value in facts.items()}
+    facts = {"device": found["device"], "images": images, "pieces": pieces} | facts
+    return Report(facts, compiled)
+
+
+def _refused(error, place):
+    if "No module named 'jax'" in error or "libtpu" in error and "ImportError" in error:
+        return "Compiling for a TPU needs the extra `aot`: pip install -e '.[aot]'."
+    lines = [line for line in error.splitlines() if re.match(r"\S*(Error|Exception)", line)]
+    reason = (lines or error.strip().splitlines() or ["it ended without a word"])[-1][:400]
+    return f"The compiler for {place.topology} refuses the step: {reason}"
+
+
+def largest_batch(module_of, place, start):
+    """Returns the largest number of images on a replica that compiles and fits, by bisection.
+
+    Args:
+        module_of: Function of a number of images that returns the StableHLO.
+        place: A `Slice`.
+        start: A number to begin with.
+    """
+    memory = CHIPS[place.kind].memory
+
+    def fits(images):
+        try:
+            report = compile_module(module_of(images), place, images)
+        except InputError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                return False
+            raise
+        return report.facts["memory_share"] * memory <= memory
+
+    low, high = 0, start
+    while fits(high):
+        low, high = high, 2 * high
+    step = max(8, start // 8)
+    while high - low > step:
+        middle = (low + high) // 2 // 8 * 8
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,155 @@
+"""Compiling for a TPU on a machine that has none (extra `aot`)."""
+
+import importlib.util
+import json
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT, TINY, python
+from test_preflight import compiled
+
+from experiments import tpu, tpu_module
+from vitkeras.errors import InputError
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the extra `aot` is not installed"
+)
+
+
+@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:2", "v5e:2x4x", "2x4"])
+def test_no_slice(name):
+    with pytest.raises(InputError, match=f"`tpu` must be a chip .*Received: tpu={name}"):
+        tpu.parse_slice(name)
+
+
+def test_slices():
+    assert tpu.parse_slice("v5e:2x4").replicas == 8
+    assert tpu.parse_slice("v4:2x2x1") == tpu.Slice("v4", "v4:2x2x1", 8)
+    assert tpu.parse_slice("v5p:2x2x4").replicas == 16
+
+
+@pytest.mark.parametrize("dtype, share", [("float32", 0), ("mixed_bfloat16", 1)])
+def test_products_are_those_of_the_model(dtype, share):
+    model = compiled(dtype=dtype)
+    module = tpu.evaluation_module(model, 16)
+    found = tpu_module.products(module)
+    # Patches, then in each block qkv, scores, values, out and the MLP, then the head.
+    n, t, d, f = 64, 65, TINY["hidden_dim"], TINY["mlp_dim"]
+    block = t * d * 3 * d + 2 * t * t * d + t * d * d + 2 * t * d * f
+    expected = 2 * 16 * (n * 8 * 8 * 3 * d + 2 * block + d * 5)
+    assert sum(product.flops for product in found) == expected
+    assert tpu_module.share_in("bf16", found) == pytest.approx(share, abs=0.01)
+    train = tpu_module.products(tpu.train_module(model, 16))
+    # No gradient of the images.
+    assert sum(p.flops for p in train) == 3 * expected - 2 * 16 * n * 8 * 8 * 3 * d
+
+
+def test_products_of_convolutions():
+    x = tf.zeros((2, 9, 9, 3))
+    layer = keras.layers.Conv2D(5, 3, padding="same")
+    layer.build(x.shape)
+    module = tpu.lower(lambda x: layer(x), x)
+    assert [p.flops for p in tpu_module.products(module)] == [2 * 2 * 9 * 9 * 5 * 3 * 3 * 3]
+
+
+COMPILED = """HloModule step
+
+%body (p: (f32[8,128])) -> (f32[8,128]) {
+  %p = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %add.1 = f32[8,128]{1,0:T(8,128)} add(%p, %p), metadata={op_name="loop/add"}
+}
+
+ENTRY %main (a: f32[100,100]) -> f32[100,100] {
+  %a = f32[100,100]{1,0:T(8,128)} parameter(0)
+  %copy-start.1 = (f32[100,100]{1,0:T(8,128)S(1)}, f32[100,100]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%a)
+  %copy-done.1 = f32[100,100]{1,0:T(8,128)S(1)} copy-done(%copy-start.1)
+  %fusion.1 = bf16[100,100]{1,0:T(8,128)(2,1)} fusion(%copy-done.1, %a), kind=kLoop, calls=%x, metadata={op_name="vit_1/block_00_1/mlp/mul"}
+  %fusion.2 = bf16[100,100]{1,0:T(8,128)(2,1)S(1)} fusion(%fusion.1), kind=kLoop, calls=%x, metadata={op_name="vit_1/block_01_1/mlp/mul"}
+  %while.1 = (f32[8,128]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %bitcast.1 = f32[100,100]{1,0:T(8,128)} bitcast(%fusion.2)
+}
+"""  # noqa: E501
+
+
+def test_what_moves_is_what_lies_in_the_large_memory():
+    rows = tpu_module.moved(COMPILED)
+    tile = 104 * 128  # what 100 x 100 is filled up to
+    sizes = [(row.opcode, row.size) for row in rows]
+    assert sizes == [
+        ("copy-start", 4 * tile), ("fusion", 2 * tile + 4 * tile), ("fusion", 2 * tile),
+        ("add", 3 * 3 * 8 * 128 * 4),
+    ]  # fmt: skip
+    assert ("fusion vit/block_N/mlp/mul", 2, 8 * tile) in tpu_module.by_operation(rows)
+
+
+class Hostile(keras.layers.Layer):
+    """A layer that a TPU cannot run, in one way or another."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+
+    def call(self, x):
+        if self.way == "dynamic shape":
+            return tf.reduce_sum(tf.boolean_mask(x, x[:, 0] > 0), keepdims=True)  # HERE 1
+        if self.way == "string":
+            return tf.strings.to_number(tf.strings.as_string(x))  # HERE 2
+        return tf.linalg.eig(x[:3, :3])[0]  # HERE 3
+
+
+@pytest.mark.parametrize("way, mark", [("dynamic shape", 1), ("string", 2), ("unsupported", 3)])
+def test_a_step_that_no_tpu_takes_is_refused_with_its_line(way, mark):
+    layer = Hostile(way)
+    lines = (ROOT / "tests/test_tpu.py").read_text().splitlines()
+    line = next(i for i, text in enumerate(lines, 1) if text.endswith(f"# HERE {mark}"))
+    with pytest.raises(InputError, match="cannot be compiled for a TPU") as caught:
+        tpu.lower(lambda x: layer(x), tf.ones((4, 5)))
+    assert f"test_tpu.py:{line}" in str(caught.value), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@needs_libtpu
+def test_a_config_compiles_for_a_slice(tmp_path):
+    done = python(
+        "-m", "experiments.preflight", f"--config={ROOT / 'experiments/configs/digits.py'}",
+        "--config.dtype=mixed_bfloat16", "--config.clip_norm=1.0", "--config.ema_momentum=0.99",
+        f"--config.data_dir={tmp_path}", "--seconds=1", "--tpu=v5e:2x2",
+        f"--output={tmp_path / 'p.html'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])["tpu"]
+    train, evaluate = found["train"], found["evaluate"]
+    assert found["replicas"] == 4 and train["images"] == 16
+    assert train["device"] == "TPU v5 lite" and train["bfloat16_share"] > 0.99
+    assert 2.5 < train["tflop"] / evaluate["tflop"] < 3.5
+    assert 0 < evaluate["temporary_gib"] <= train["temporary_gib"] < 1
+    assert 0 < train["hbm_gb"] <= train["accessed_gb"]
+    assert re.search(r"GB, \d+ times: fusion", (tmp_path / "p.html").read_text())
+
+
+@needs_libtpu
+def test_pieces_take_less_memory_and_the_largest_batch_is_found(monkeypatch):
+    place = tpu.parse_slice("v5e:2x2")
+    whole, pieces = compiled(dtype="mixed_bfloat16"), compiled(dtype="mixed_bfloat16")
+    pieces.compile(pieces.optimizer, pieces.loss, accumulation_steps=4)
+    facts = [
+        tpu.compile_module(tpu.train_module(model, 512), place, 512, number).facts
+        for model, number in ((whole, 1), (pieces, 4))
+    ]
+    assert facts[1]["temporary_gib"] < 0.6 * facts[0]["temporary_gib"]
+    assert np.isclose(
+        facts[0]["tflop"], facts[1]["tflop"], rtol=0.25
+    )  # what is elementwise counts once
+    chip = tpu.CHIPS["v5e"]
+    small = chip._replace(memory=int(facts[0]["memory_share"] * chip.memory * 0.7))
+    monkeypatch.setitem(tpu.CHIPS, "v5e", small)
+    assert 128 <= tpu.largest_batch(lambda n: tpu.train_module(whole, n), place, 256) < 512
+
+
+@needs_libtpu
+def test_what_the_compiler_refuses():
+    with pytest.raises(InputError, match="compiler for v5e:2x2 refuses the step: "):
+        tpu.compile_module("module { nonsense }", tpu.parse_slice("v5e:2x2"), 1)

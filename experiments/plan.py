@@ -41,7 +41,7 @@ def read_config():
     config = CONFIG.value
     for name in ("epochs", "evaluate_every", "accumulation_steps", "steps_per_execution"):
         check_range(name, config[name], config[name] >= 1, "at least 1")
-    for name in ("total_steps", "save_steps", "save_minutes"):
+    for name in ("total_steps", "pictures_every", "save_steps", "save_minutes"):
         if config[name] is not None:
             check_range(name, config[name], config[name] > 0, "positive")
     return config

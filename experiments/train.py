@@ -14,7 +14,7 @@ from experiments import cli  # first: it sets TensorFlow's log level
 import keras
 from absl import flags
 
-from experiments import curves
+from experiments import curves, pictures
 from experiments.plan import (
     build_model,
     check_bad_images,
@@ -25,7 +25,7 @@ from experiments.plan import (
     say,
     shrink,
 )
-from vitkeras import data, training
+from vitkeras import analysis, data, training
 from vitkeras.evaluation import make_evaluator
 from vitkeras.finetuning import freeze
 from vitkeras.runs import RunDirectory
@@ -61,6 +61,8 @@ def main(_):
         # Not compiled: what is kept loads with nothing but vitkeras imported.
         kept_model = model.from_config(model.get_config())
         evaluator = make_evaluator(kept_model)
+    if config.pictures_every:
+        analysis.layout(model)  # refuses what has no attention before anything is written
     record = (config.to_dict(), source.class_names, preprocessing.to_json(), source.fingerprint())
     training.check_same_on_hosts(strategy, record)
     if chief:
@@ -92,13 +94,18 @@ def main(_):
         return evaluator(training.distribute(strategy, of_host, config.batch_size))
 
     with training.hold(run, strategy):
+        looks = []
         if chief:
             name_bad_images(source, run)
+            if config.pictures_every:
+                images = pictures.first_images(source, preprocessing)
+                folder = run.path / "tensorboard" / "pictures"
+                looks.append(pictures.AttentionPictures(images, config.pictures_every, folder))
         rows = training.train(
             run, model, kept_model, training_batches, lambda: evaluate("validation"),
             epochs=epochs, steps_per_epoch=steps, batch_size=config.batch_size,
             evaluate_every=config.evaluate_every, save_steps=config.save_steps,
-            save_minutes=config.save_minutes, say=tell,
+            save_minutes=config.save_minutes, callbacks=looks, say=tell,
         )  # fmt: skip
         if chief:
             curves.draw(rows, run.path / "curves.png")

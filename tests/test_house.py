@@ -23,10 +23,11 @@ ALLOWED = {
     "runs": {"models", "storage"},
     "weights": {"models", "positions", "resnet", "transfer", "runs", "storage"},
     "data": {"storage"},
+    "analysis": {"layers", "models"},
     "finetuning": set(),
     "training": {"finetuning", "private", "storage"},
     "evaluation": set(),
-    "serving": {"data"},
+    "serving": {"data", "storage"},
     "__init__": {
         "dropping", "finetuning", "heads", "layers", "models", "resnet", "stem", "tokens",
         "transfer", "weights",

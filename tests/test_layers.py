@@ -188,6 +188,24 @@ def test_relative_positions_are_products_with_what_stands_for_the_distance():
         np.testing.assert_allclose(mine, output, atol=1e-5)
 
 
+def test_an_offset_of_the_scores_is_added_to_what_the_values_are_weighed_with():
+    block = vkl.TransformerBlock(3, 24)
+    rng = np.random.default_rng(1)
+    x, offset = rng.normal(size=TOKENS).astype("float32"), rng.normal(size=(2, 3, 5, 5))
+    block.build(x.shape)
+    zeros = block(x, scores_offset=np.zeros((2, 3, 5, 5), "float32"))
+    np.testing.assert_array_equal(zeros, block(x))
+    layer = block.attention
+    _, maps = attention(x, layer, 3)
+    kernel, bias = layer.qkv.get_weights()
+    value = np.split(x @ kernel + bias, 3, axis=-1)[2].reshape(2, 5, 3, 4)
+    y = np.einsum("bkqt,btkd->bqkd", maps + offset, value).reshape(2, 5, 12)
+    kernel, bias = layer.out.get_weights()
+    mine, scores = layer(x, return_attention_scores=True, scores_offset=offset.astype("float32"))
+    np.testing.assert_allclose(mine, y @ kernel + bias, atol=1e-5)
+    np.testing.assert_allclose(scores, maps + offset, atol=1e-5)
+
+
 def test_dropout_stands_after_every_dense_layer_but_qkv():
     block = vkl.TransformerBlock(3, 24, 0.5)
     block.build(TOKENS)

@@ -60,7 +60,8 @@ class SelfAttention(keras.layers.Layer):
         relative_positions: Whether there are such vectors.
     Input shape: `(b, t, d)`.
     Output shape: `(b, t, d)`; with `return_attention_scores=True` also `(b, k, t, t)`, whose
-        rows sum to 1.
+        rows sum to 1. What is given as `scores_offset`, of that shape, is added to them: zeros
+        change nothing, and the gradient for them is that for the scores.
     Raises:
         ValueError: If d is not divisible by `num_heads`.
     Source: Dosovitskiy et al. 2021, appendices A and D.4.
@@ -101,7 +102,7 @@ class SelfAttention(keras.layers.Layer):
         """As the input."""
         return input_shape
 
-    def call(self, x, return_attention_scores=False):
+    def call(self, x, return_attention_scores=False, scores_offset=None):
         """Attends."""
         tokens, width = x.shape[1:]
         head_dim = width // self.num_heads
@@ -116,6 +117,8 @@ class SelfAttention(keras.layers.Layer):
         if self.relative_positions:
             scores = scores + self._relative_scores(query)
         scores = ops.softmax(scores)
+        if scores_offset is not None:
+            scores = scores + scores_offset
         x = ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))  # (b, t, k, d/k)
         x = self.out(ops.reshape(x, (-1, tokens, width)))
         return (x, scores) if return_attention_scores else x
@@ -161,6 +164,7 @@ class TransformerBlock(keras.layers.Layer):
         relative_positions: As in `SelfAttention`.
     Input shape: `(b, t, d)`.
     Output shape: `(b, t, d)`; with `return_attention_scores=True` also `(b, k, t, t)`.
+        `scores_offset` as in `SelfAttention`.
     Raises:
         ValueError: If `gelu` is unknown or d is not divisible by `num_heads`.
     Source: Dosovitskiy et al. 2021, equations 2 and 3 and table 3.
@@ -243,9 +247,13 @@ class TransformerBlock(keras.layers.Layer):
         """As the input."""
         return input_shape
 
-    def call(self, x, training=None, return_attention_scores=False):
+    def call(self, x, training=None, return_attention_scores=False, scores_offset=None):
         """Runs both branches."""
-        y = self.attention(self.attention_norm(x), return_attention_scores=return_attention_scores)
+        y = self.attention(
+            self.attention_norm(x),
+            return_attention_scores=return_attention_scores,
+            scores_offset=scores_offset,
+        )
         if return_attention_scores:
             y, scores = y
         y = self.attention_scale(self.attention_dropout(y, training=training))

@@ -26,7 +26,9 @@ FILES = {
     "dataset": "dataset.json",
 }
 #: Fields of a config that a run may go on with another value of: they change no result.
-FREE = ("data_dir", "max_bad_percent", "save_minutes", "save_steps", "strategy")
+FREE = (
+    "data_dir", "max_bad_percent", "pictures_every", "save_minutes", "save_steps", "strategy",
+)  # fmt: skip
 
 
 class RunDirectory:

@@ -99,6 +99,9 @@ def get_config():
     config.total_steps = placeholder(int)
     # Epochs between two evaluations; each is followed by a save.
     config.evaluate_every = 1
+    # Epochs between two sets of pictures for TensorBoard, of where a ViT looks (attention distance,
+    # rollout); none when not given.
+    config.pictures_every = placeholder(int)
     # Steps and minutes between saves of the state in between; none when not given.
     config.save_steps = placeholder(int)
     config.save_minutes = 10.0

@@ -45,6 +45,7 @@ def train(
     evaluate_every=1,
     save_steps=None,
     save_minutes=None,
+    callbacks=(),
     say=print,
 ):
     """Trains to the end, beginning where the newest whole state of the run directory stands.
@@ -61,6 +62,7 @@ def train(
         epochs, steps_per_epoch, batch_size: Of the whole run; the batch is the global one.
         evaluate_every: Epochs between two evaluations with their saves.
         save_steps, save_minutes: Saves of the state in between; None for none.
+        callbacks: More of Keras's, for the chief.
         say: Takes a line to print.
     Returns:
         The rows of metrics.csv, one dict an epoch.
@@ -91,10 +93,10 @@ def train(
         run if chief else None, kept_model, evaluate, evaluate_every, extra["best"]
     )
     metrics = MetricsFile(run.path / "metrics.csv" if chief else None, extra["rows"], position)
-    callbacks = [position, FiniteLoss(position), keeper]
+    own = [position, FiniteLoss(position), keeper]
     if chief:
         board = keras.callbacks.TensorBoard(str(run.path / "tensorboard"), write_graph=False)
-        callbacks += [ProgressLine(position, batch_size), board]
+        own += [ProgressLine(position, batch_size), board, *callbacks]
     with Interruption(strategy, writer) as stop:
         state = StateKeeper(
             writer, keeper, metrics, position, stop, save_steps, save_minutes, arrays
@@ -108,7 +110,7 @@ def train(
                 first_step=position.first_step,
                 shuffle=False,  # the batches are shuffled already
                 verbose=0,
-                callbacks=[*callbacks, metrics, state],
+                callbacks=[*own, metrics, state],
             )
         finally:
             if writer is not None:

@@ -12,6 +12,7 @@ there is no TPU (extra `aot`), in some minutes: do they compile, do they fit, wh
 speed. --largest_batch compiles until the largest batch that fits is found.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -176,7 +177,7 @@ def look_at_model(config, num_classes, steps, warn, stop):
     return facts
 
 
-def look_at_tpu(config, num_classes, steps, warn, stop):
+def look_at_tpu(config, mixes, num_classes, steps, warn, stop):
     """Returns what the compiler of the slice says, and the bytes moved, operation by operation."""
     place = tpu.parse_slice(TPU.value)
     images = training.check_global_batch(config.batch_size, place.replicas)
@@ -184,7 +185,11 @@ def look_at_tpu(config, num_classes, steps, warn, stop):
     freeze(model, config.freeze)
     compile_model(model, config, run_length(config, steps)[0])
     facts, reports = {"slice": TPU.value, "replicas": place.replicas}, {}
-    for name, module in (("train", tpu.train_module), ("evaluate", tpu.evaluation_module)):
+    modules = {
+        "train": functools.partial(tpu.train_module, mixes=mixes),
+        "evaluate": tpu.evaluation_module,
+    }
+    for name, module in modules.items():
         say(f"compiling the step for {TPU.value}: {name} ...")
         try:
             pieces = config.accumulation_steps if name == "train" else 1
@@ -199,7 +204,7 @@ def look_at_tpu(config, num_classes, steps, warn, stop):
         warn("not all matrix products are in bfloat16: dtype=mixed_bfloat16 is faster on a TPU")
     if LARGEST_BATCH.value and "train" in facts:
         say("looking for the largest batch ...")
-        largest = tpu.largest_batch(lambda n: tpu.train_module(model, n), place, images)
+        largest = tpu.largest_batch(lambda n: modules["train"](model, n), place, images)
         facts["largest_batch"] = largest * place.replicas
     table = ""
     if "train" in reports:
@@ -223,8 +228,9 @@ def main(_):
     devices, moved = {}, ""
     if TPU.value:
         devices, moved = look_at_tpu(
-            config, len(source.class_names), steps, warnings.append, obstacles.append
-        )
+            config, augmentation.mixes, len(source.class_names), steps,
+            warnings.append, obstacles.append,
+        )  # fmt: skip
     say("looking at images ...")
     images, pictures = look_at_data(source, config, warnings.append, obstacles.append)
     say("timing the pipeline ...")

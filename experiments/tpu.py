@@ -26,16 +26,17 @@ class Chip(NamedTuple):
     flops: float  # in bfloat16
     bandwidth: float  # bytes, of the large memory
     links: float  # bytes, of all links to other chips together
+    most: int  # in one slice
 
 
 GIB = 2**30
 #: As https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and the pages of each version
 #: have them (read about). A v4 chip has two cores, with a replica each: halved here.
 CHIPS = {
-    "v4": Chip(16 * GIB, 275e12 / 2, 1228e9 / 2, 300e9 / 2),
-    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9),
-    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9),
-    "v6e": Chip(32 * GIB, 918e12, 1640e9, 448e9),
+    "v4": Chip(16 * GIB, 275e12 / 2, 1228e9 / 2, 300e9 / 2, 2 * 4096),
+    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9, 256),
+    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9, 6144),
+    "v6e": Chip(32 * GIB, 918e12, 1640e9, 448e9, 256),
 }
 
 
@@ -124,14 +125,15 @@ def _fault(error):
     return f"The step cannot be compiled for a TPU{_line(frames)}{named}: {reason}"
 
 
-def train_module(model, images):
+def train_module(model, images, mixes=False):
     """Returns the StableHLO of a training step of a compiled model.
 
     Args:
         model: Compiled, with its optimizer built.
         images: Number of images on a replica.
+        mixes: Whether labels are shares of classes.
     """
-    batch = _batch(model, images)
+    batch = _batch(model, images, mixes)
     model._symbolic_build(data_batch=batch)
     with sum_is_taken(model.optimizer):
         return lower(lambda x, y: model.train_step((x, y)), *batch)
@@ -144,12 +146,9 @@ def evaluation_module(model, images):
     return lower(lambda x, y: model.test_step((x, y)), *batch)
 
 
-def _batch(model, images):
-    # What comes from Keras's generators has to be there before it is compiled.
-    return (
-        tf.zeros((images, *model.input_shape[1:]), tf.uint8),
-        tf.zeros((images,), tf.int32),
-    )
+def _batch(model, images, mixes=False):
+    labels = tf.zeros((images, *model.output_shape[1:] * mixes), tf.float32 if mixes else tf.int32)
+    return tf.zeros((images, *model.input_shape[1:]), tf.uint8), labels
 
 
 class Report(NamedTuple):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from conftest import ROOT, TINY, python
 from test_preflight import compiled
 
-from experiments import tpu, tpu_module
+from experiments import scaling, tpu, tpu_module
 from vitkeras.errors import InputError
 
 needs_libtpu = pytest.mark.skipif(
@@ -153,3 +153,30 @@ def test_pieces_take_less_memory_and_the_largest_batch_is_found(monkeypatch):
 def test_what_the_compiler_refuses():
     with pytest.raises(InputError, match="compiler for v5e:2x2 refuses the step: "):
         tpu.compile_module("module { nonsense }", tpu.parse_slice("v5e:2x2"), 1)
+
+
+def test_step_times_on_many_chips():
+    chip = tpu.CHIPS["v5e"]
+    one, two = (scaling.step_times(chip, n, 64 * n, 64, 6.8, 20.0, 86e6) for n in (8, 256))
+    assert one[0] == two[0] == pytest.approx(6.8e12 / 197e12 + 28 * 86e6 / 819e9)
+    assert one[1] == pytest.approx(2 * 7 / 8 * 4 * 86e6 / 200e9) and two[1] < 2 * one[1]
+    half = scaling.step_times(chip, 16, 64 * 8, 64, 6.8, 20.0, 86e6)
+    assert half[0] == pytest.approx(6.8e12 / 197e12 / 2 + 28 * 86e6 / 819e9)
+
+
+def test_the_page_on_scaling(tmp_path):
+    rows = {
+        "paper_pretrain:B/16,imagenet": "64 | 1 | 4 | 0.1 | 6.8 | 26 | 34 | 32 | 0.99 | 1800",
+        "paper_pretrain:B/16,imagenet ema_momentum=0.9": "64 | 9 | 9 | 9 | 9 | 9 | 9 | 9 | 9 | 9",
+        "paper_pretrain:L/16,imagenet": "32 | 3.4 | 4 | 0.1 | 12 | 60 | 60 | 70 | 0.99 | 450",
+        "paper_pretrain:H/14,jft": "8 | The compiler refuses | | | | | | | |",
+    }
+    table, page = tmp_path / "table.md", tmp_path / "scaling.md"
+    table.write_text("".join(f"| {name} | {row} |\n" for name, row in rows.items()))
+    done = python("-m", "experiments.scaling", table, f"--output={page}")
+    assert done.returncode == 2 and "with B/16, L/16." in done.stderr
+    table.write_text(table.read_text() + "| paper_pretrain:H/14,jft | 8 | 7 | 4 | 1 | 8 | 60 |\n")
+    done = python("-m", "experiments.scaling", table, f"--output={page}")
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert text.count("\n| 1024 | 4 |") == 3 and "89 million" in text and "256 chips" in text

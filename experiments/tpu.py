@@ -241,7 +241,7 @@ def largest_batch(module_of, place, start):
     low, high = 0, start
     while fits(high):
         low, high = high, 2 * high
-    step = max(8, start // 8)
+    step = max(8, start // 4)
     while high - low > step:
         middle = (low + high) // 2 // 8 * 8
         if middle in (low, high):

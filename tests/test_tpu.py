@@ -131,22 +131,33 @@ def test_a_config_compiles_for_a_slice(tmp_path):
 
 
 @needs_libtpu
-def test_pieces_take_less_memory_and_the_largest_batch_is_found(monkeypatch):
+def test_pieces_take_less_memory_and_as_much_arithmetic():
     place = tpu.parse_slice("v5e:2x2")
     whole, pieces = compiled(dtype="mixed_bfloat16"), compiled(dtype="mixed_bfloat16")
     pieces.compile(pieces.optimizer, pieces.loss, accumulation_steps=4)
     facts = [
-        tpu.compile_module(tpu.train_module(model, 128), place, 128, number).facts
+        tpu.compile_module(tpu.train_module(model, 256), place, 256, number).facts
         for model, number in ((whole, 1), (pieces, 4))
     ]
     assert facts[1]["temporary_gib"] < 0.6 * facts[0]["temporary_gib"]
     assert np.isclose(
         facts[0]["tflop"], facts[1]["tflop"], rtol=0.25
     )  # what is elementwise counts once
-    chip = tpu.CHIPS["v5e"]
-    small = chip._replace(memory=int(facts[0]["memory_share"] * chip.memory * 0.7))
-    monkeypatch.setitem(tpu.CHIPS, "v5e", small)
-    assert 32 <= tpu.largest_batch(lambda n: tpu.train_module(whole, n), place, 64) < 128
+
+
+@pytest.mark.parametrize("most", [8, 100, 136, 1000])
+def test_the_largest_batch_is_found_by_halving(most, monkeypatch):
+    asked = []
+
+    def compiler(module, place, images):
+        asked.append(images)
+        if images > 2 * most:
+            raise InputError("The compiler refuses the step: RESOURCE_EXHAUSTED: too much")
+        return tpu.Report({"memory_share": images / most}, "")
+
+    monkeypatch.setattr(tpu, "compile_module", compiler)
+    found = tpu.largest_batch(lambda images: "", tpu.parse_slice("v5e:2x2"), 64)
+    assert found <= most < found + 32 and len(asked) < 12 and found in (0, *asked)
 
 
 @needs_libtpu

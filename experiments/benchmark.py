@@ -3,6 +3,7 @@
     python -m experiments.benchmark model
     python -m experiments.benchmark state
     python -m experiments.benchmark input
+    python -m experiments.benchmark serving
 
 `model`: a forward pass and an AdamW step of a ViT-S/16 at 224 with 1000 classes, batch 8, with and
 without XLA, against keras_hub's ViT of the same size. Each pair runs in turn, round by round; the
@@ -12,6 +13,9 @@ medians and their ratio are printed.
 
 `input`: images/s out of the input pipeline alone: crops, crops with RandAugment (2, 15), the same
 with Keras's layer, and with PIL and NumPy in two processes.
+
+`serving`: exports from JPEG files to the five best classes, batch 1, 8 and 32, with and without
+XLA, against an export of keras_hub's model and, where they can be imported, transformers and torch.
 """
 
 import functools
@@ -161,7 +165,17 @@ def time_input(images, labels):
     return {name: round(rate, 1) for name, rate in rates.items()}
 
 
-JOBS = {"model": time_models, "state": time_saves, "input": time_input}
+def time_serving(images, labels):
+    """Times exports, in turn."""
+    from experiments import serving_jobs
+
+    peer = peer_model() if PEER.value else None
+    return serving_jobs.time_exports(
+        our_model(), peer, VARIANT.value, IMAGE_SIZE.value, ROUNDS.value
+    )
+
+
+JOBS = {"model": time_models, "state": time_saves, "input": time_input, "serving": time_serving}
 
 
 def main(arguments):

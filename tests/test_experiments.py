@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT, photo, python
+from conftest import ROOT, python
 
 SIZES = {"variant": "Ti/8", "hidden_dim": 24, "mlp_dim": 48, "num_heads": 3, "num_layers": 2}
 MODEL = [f"--config.{name}={value}" for name, value in SIZES.items()]
@@ -127,28 +127,49 @@ def test_predictions_are_the_same_from_run_export_and_a_process_without_keras(
     process = python("-c", code, exported[0] / "1", *files)
     assert process.returncode == 0, process.stderr
     batch = json.loads(process.stdout.splitlines()[-1])
-    assert set(batch) == {"classes", "scores", "probabilities", "logits"}
+    assert set(batch) == {"classes", "scores", "label_ids", "probabilities", "valid"}
+    assert all(batch["valid"])
     for i, (a, b) in enumerate(zip(ours["predictions"], served["predictions"], strict=True)):
         names = [entry["class"] for entry in a["top"]]
         assert names == [entry["class"] for entry in b["top"]] == batch["classes"][i]
         for other in ([e["probability"] for e in b["top"]], batch["scores"][i]):
             np.testing.assert_allclose([e["probability"] for e in a["top"]], other, atol=1e-5)
-        logits = np.array(batch["logits"][i])
-        softmax = np.exp(logits) / np.exp(logits).sum()
-        np.testing.assert_allclose(batch["probabilities"][i], softmax, atol=1e-6)
+        assert abs(sum(batch["probabilities"][i]) - 1) < 1e-5
+        assert [batch["probabilities"][i][j] for j in map(int, batch["label_ids"][i])] == (
+            batch["scores"][i]
+        )
 
 
-def test_pixels_signature_agrees_with_bytes(exported, tmp_path):
-    import tensorflow as tf
+def test_the_model_card_says_where_it_comes_from(exported, run):
+    card = (exported[0] / "1/model_card.md").read_text()
+    rows = (run[0] / "metrics.csv").read_text().splitlines()[1:]
+    accuracies = [float(row.split(",")[5]) for row in rows]
+    assert f"| accuracy | {max(accuracies):.1%} of 3 validation images, epoch " in card
+    assert "| data | folder:" in card and "files_sha256 " in card
+    assert "best.keras of the run, a moving average (momentum 0.9); trained from random w" in card
+    assert f"`python -m experiments.export --workdir={run[0]} --output={exported[0]}`" in card
+    assert "licence of the weights | not stated (--licence)" in card and "ant, bee, cow" in card
+    names = {path.name for path in exported[0].iterdir()}
+    assert names >= {"1", "models.config", "batching_parameters.txt", "monitoring.config"}
 
-    loaded = tf.saved_model.load(str(exported[0] / "1"))
-    image = np.asarray(photo(50, 70, seed=5))
-    photo(50, 70, seed=5).save(tmp_path / "x.png")
-    by_bytes = loaded.signatures["serving_default"](
-        image_bytes=tf.constant([(tmp_path / "x.png").read_bytes()])
-    )
-    by_pixels = loaded.signatures["pixels"](pixels=tf.constant(image[None], tf.float32))
-    np.testing.assert_allclose(by_bytes["logits"], by_pixels["logits"], atol=1e-5)
+
+def test_an_export_by_choice(run, photos, tmp_path):
+    base = tmp_path / "chosen"
+    _, process = script(
+        "export", f"--workdir={run[0]}", f"--output={base}", "--top=2", "--xla", "--weights=last",
+        "--compute_dtype=mixed_bfloat16", "--licence=CC0",
+    )  # fmt: skip
+    assert "a fresh process answers as the live model does; largest difference:" in process.stderr
+    card = (base / "1/model_card.md").read_text()
+    for text in ("`xla`", "bfloat16; what", "weights | CC0", "| weights | last.keras of the run"):
+        assert text in card
+    image = sorted((photos / "ant").iterdir())[0]
+    (tmp_path / "no.jpg").write_text("no image")
+    flags = (f"--saved_model={base}", image, tmp_path / "no.jpg")
+    result, process = script("predict", *flags)
+    good, bad = result["predictions"]
+    assert good["valid"] and len(good["top"]) == 2
+    assert not bad["valid"] and bad["top"] == [] and "no.jpg: no whole JPEG" in process.stderr
 
 
 def test_weights_leave_for_others(run, tmp_path):
@@ -173,7 +194,7 @@ def test_versions_count_up_and_are_never_overwritten(run, exported):
     assert "version=1" in error and "Next free: 2" in error
     second, _ = script("export", f"--workdir={run[0]}", f"--output={base}")
     assert second["version"] == 2
-    assert sorted(path.name for path in base.iterdir()) == ["1", "2"]
+    assert sorted(path.name for path in base.iterdir() if path.is_dir()) == ["1", "2"]
 
 
 def test_fine_tuning_from_a_run_at_another_size(run, photos, tmp_path):

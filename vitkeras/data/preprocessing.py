@@ -15,7 +15,7 @@ MAX_PIXELS = 10**8
 FIXED = {"resize": "bilinear", "value_range": [-1, 1]}
 
 
-def decode_image(image_bytes):
+def decode_image(image_bytes, pixels=None):
     """Decodes a JPEG, PNG, BMP or GIF (first frame) of any mode to RGB.
 
     Grayscale is repeated, alpha dropped, 16 bits cut to 8, and EXIF orientation ignored: a photo
@@ -23,13 +23,15 @@ def decode_image(image_bytes):
 
     Args:
         image_bytes: Scalar string.
+        pixels: What `declared_pixels` returns for it, where that is known already.
     Returns:
         uint8 `(h, w, 3)`.
     Raises:
         tf.errors.InvalidArgumentError: If they are no such image, or its header declares more than
             `MAX_PIXELS`.
     """
-    image_bytes = not_too_large(image_bytes, declared_pixels(image_bytes))
+    pixels = declared_pixels(image_bytes) if pixels is None else pixels
+    image_bytes = not_too_large(image_bytes, pixels)
     image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
     return tf.ensure_shape(image, (None, None, 3))
 
@@ -128,6 +130,6 @@ class Preprocessing:
             image = tf.clip_by_value(image, 0.0, 255.0)
         return tf.cast(tf.round(image), tf.uint8)
 
-    def evaluation_image(self, image_bytes):
-        """Returns uint8 `(h, w, 3)` of one encoded image: no crop."""
-        return self.pixels(decode_image(image_bytes))
+    def evaluation_image(self, image_bytes, pixels=None):
+        """Returns one image, not cropped, uint8 `(h, w, 3)`. `pixels` as in `decode_image`."""
+        return self.pixels(decode_image(image_bytes, pixels))

@@ -41,8 +41,10 @@ def tensorflow_job(image_bytes, side, randaug=None):
         out = augmentation.image(preprocessing, image_bytes, seed)
         return out if layer is None else tf.cast(layer(tf.cast(out, tf.float32)), tf.uint8)
 
-    images = tf.data.Dataset.counter().map(image, num_parallel_calls=WORKERS)
-    batches = images.batch(10, drop_remainder=True).prefetch(2)
+    images = tf.data.Dataset.counter().map(image, num_parallel_calls=2 * WORKERS)
+    options = tf.data.Options()
+    options.threading.max_intra_op_parallelism = 1  # as in `vitkeras.data.pipeline`
+    batches = images.batch(10, drop_remainder=True).prefetch(2).with_options(options)
 
     def job(count):
         for _ in batches.take(count // 10):  # begun anew: nothing is made while another job runs

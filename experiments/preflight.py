@@ -87,6 +87,10 @@ def look_at_data(source, config, warn, stop):
     if (np.median(sides, axis=0) < 0.5 * np.array(config.image_size)).any():
         warn("half of the images or more are less than half as large as image_size: it only blurs")
     labels = look.labels(source, sample)
+    strange = labels[(labels < 0) | (labels >= len(source.class_names))]
+    if len(strange):
+        stop(f"{len(strange)} labels are of no class, such as {strange[0]}")
+        labels = labels[~np.isin(labels, strange)]
     counts = np.bincount(labels, minlength=len(source.class_names))
     facts["per_class"] = {"least": int(counts.min()), "most": int(counts.max())}
     missing = [n for n, c in zip(source.class_names, counts, strict=True) if not c]

@@ -32,7 +32,7 @@ def as_for_a_tpu(text):
         text,
     )
     # Random bits: the chip's own generator, of a state of two numbers, as tensorflow-tpu 2.19.1 has
-    # it. Philox, written out in operations, moves seven times as much.
+    # it. Philox, written out in operations, moves several times as much (tests/test_tpu.py).
     return re.sub(
         r"(%\w+), (%\w+) = stablehlo\.rng_bit_generator (%\w+), algorithm =\s+PHILOX : "
         r"\(tensor<3xui64>\) -> \(tensor<3xui64>, (tensor<\w+>)\)",

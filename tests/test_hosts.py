@@ -184,6 +184,16 @@ def test_streams_are_equal_parts_whatever_the_files():
             assert len(set(rows)) == len(rows) == sum(takes)
 
 
+def test_a_stream_of_one_piece_comes_in_another_order_each_epoch(tmp_path):
+    source = caching.CachedSource(Numbered(), "disk", tmp_path)
+    records = Records(source.stored("train").pieces[:1], source.stored("train").parse)
+    orders = [
+        [e["image_bytes"] for e in records.shuffled(seed, Share(9, 1), 0, 9).as_numpy_iterator()]
+        for seed in (0, 0, 1)
+    ]
+    assert orders[0] == orders[1] != orders[2] and len(set(orders[0])) == 81
+
+
 def test_what_is_on_disk_is_whole_and_of_this_data(tmp_path):
     numbered = Numbered()
     source = caching.CachedSource(numbered, "disk", tmp_path)

@@ -198,8 +198,9 @@ def test_random_bits_are_the_chips_own():
     def drop(x, seed):
         return tf.nn.experimental.stateless_dropout(x, 0.1, seed)
 
-    x = tf.zeros((512, 1024))
+    x = tf.zeros((8192, 3072))  # more than the fast memory holds
     module = tpu.lower(drop, x, tf.constant([1, 2]))
     assert "PHILOX" in module  # as TensorFlow hands it out for a CPU
     facts = tpu.compile_module(module, tpu.parse_slice("v5e:2x2"), 1).facts
-    assert facts["hbm_gb"] < 10 * 4 * 512 * 1024 / 1e9 and facts["temporary_gib"] < 0.02
+    # The image in and out, the bits out and in again: 16 bytes each; Philox moves 80.
+    assert facts["hbm_gb"] < 30 * 8192 * 3072 / 1e9

@@ -43,7 +43,7 @@ def new_file(path):
         with open(folder / path.name, "rb") as file:
             os.fsync(file.fileno())
         os.replace(folder / path.name, path)
-        _folder_to_disk(path.parent)
+        to_disk(path.parent)
         folder.rmdir()
 
 
@@ -81,9 +81,9 @@ def write_folder(path, files: dict):
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-        _folder_to_disk(folder)
+        to_disk(folder)
         os.rename(folder, path)
-        _folder_to_disk(path.parent)
+        to_disk(path.parent)
 
 
 @contextlib.contextmanager
@@ -143,8 +143,9 @@ def lock(folder):
         yield
 
 
-def _folder_to_disk(folder):
-    descriptor = os.open(folder, os.O_RDONLY)
+def to_disk(path):
+    """Waits until a file or folder of this machine is on its disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

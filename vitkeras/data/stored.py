@@ -79,19 +79,12 @@ class Records:
         return len(self.pieces)
 
     def in_order(self, share=None):
-        """Returns the examples, or those of a host's share of the batches."""
+        """As `Columns.in_order`."""
         data = self._read(tf.data.Dataset.from_tensor_slices(_columns(self.pieces)))
         return self._parsed(data if share is None else share.keep(data))
 
     def shuffled(self, seed, share, first_step, steps):
-        """Returns the share's examples of batches `first_step` to `steps` - 1, in an epoch's order.
-
-        Args:
-            seed: Integer or scalar int64 tensor; the same seed, the same order.
-            share: Of the host.
-            first_step: Integer or scalar int64 tensor.
-            steps: Batches of an epoch.
-        """
+        """As `Columns.shuffled`."""
         block, size = SHUFFLE_BLOCK // share.num_groups, share.group_size
         columns = self._streams(share)
 

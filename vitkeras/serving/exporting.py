@@ -21,7 +21,7 @@ from vitkeras.serving.server_files import write_server_files
 from vitkeras.serving.signatures import signatures
 from vitkeras.serving.verifying import verify
 from vitkeras.serving.warmup import WARMUP, sample_images, write_warmup
-from vitkeras.storage import is_remote
+from vitkeras.storage import is_remote, to_disk
 
 #: Classes that an answer names, where nothing else is asked for.
 TOP = 5
@@ -171,7 +171,7 @@ def _publish(aside, base, version):
     """Puts all on the disk, then renames to the version."""
     for place, _, files in os.walk(aside):
         for path in (*(os.path.join(place, file) for file in files), place):
-            _to_disk(path)
+            to_disk(path)
     while True:
         folder = base / str(next_version(base) if version is None else version)
         try:
@@ -181,13 +181,5 @@ def _publish(aside, base, version):
                 raise
             _check_version(base, version)  # another export was faster
         else:
-            _to_disk(base)
+            to_disk(base)
             return folder
-
-
-def _to_disk(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

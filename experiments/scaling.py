@@ -80,24 +80,6 @@ def read_table(path):
     return rows
 
 
-def step_times(chip, chips, batch, images, tflop, gigabytes, parameters):
-    """Returns (compute, sum of gradients) of a step, in seconds.
-
-    Args:
-        chip: A `tpu.Chip`.
-        chips: How many.
-        batch: Global batch.
-        images, tflop, gigabytes: Of the compiled step.
-        parameters: Of the model.
-    """
-    update = 28 * parameters  # bytes: weights, gradients and moments read, but gradients written
-    share = batch / chips / images
-    traffic = max(1e9 * gigabytes - update, 0) * share
-    arithmetic = 1e12 * tflop * share / chip.flops
-    compute = max(arithmetic, traffic / chip.bandwidth) + update / chip.bandwidth
-    return compute, 2 * (chips - 1) / chips * 4 * parameters / chip.links
-
-
 def main(paths):
     """Writes the page."""
     if len(paths) != 1:
@@ -116,7 +98,9 @@ def main(paths):
         lines.append(HEAD.format(model=model, parameters=parameters / 1e6))
         first = None
         for chips in CHIPS:
-            compute, links = step_times(chip, chips, batch, images, tflop, gigabytes, parameters)
+            compute, links = tpu.step_times(
+                chip, chips, batch, images, tflop, gigabytes, parameters
+            )
             rate = batch / (compute + links)
             first = first or rate / chips
             efficiency = rate / chips / first

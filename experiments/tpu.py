@@ -247,3 +247,21 @@ def largest_batch(module_of, place, start):
             break
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def step_times(chip, chips, batch, images, tflop, gigabytes, parameters):
+    """Returns (compute, sum of gradients) of a step, in seconds.
+
+    Args:
+        chip: A `Chip`.
+        chips: How many.
+        batch: Global batch.
+        images, tflop, gigabytes: Of the compiled step.
+        parameters: Of the model.
+    """
+    update = 28 * parameters  # bytes: weights, gradients and moments read, but gradients written
+    share = batch / chips / images
+    traffic = max(1e9 * gigabytes - update, 0) * share
+    arithmetic = 1e12 * tflop * share / chip.flops
+    compute = max(arithmetic, traffic / chip.bandwidth) + update / chip.bandwidth
+    return compute, 2 * (chips - 1) / chips * 4 * parameters / chip.links

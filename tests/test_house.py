@@ -59,6 +59,20 @@ def test_arrows_point_down():
                 assert rest and rest[0] in allowed, f"{path} must not import {name}"
 
 
+def test_no_test_imports_a_command():
+    """Commands have flags of the same names: a process can take in only one."""
+    texts = {path.stem: path.read_text() for path in (ROOT / "experiments").glob("*.py")}
+    commands = {f"experiments.{name}" for name, text in texts.items() if "cli.run(main" in text}
+    assert "experiments.train" in commands
+    for path in sorted((ROOT / "tests").glob("*.py")):
+        if path.stem == "test_real_weights":  # in a process of its own, see .ci/run
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                found = {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+                assert not found & commands, f"{path} must not import {found & commands}"
+
+
 def test_no_room_is_called_utils():
     assert not [p for p in (ROOT / "vitkeras").rglob("*utils*") if p.suffix == ".py"]
 

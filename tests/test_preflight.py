@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, TINY, odd_files, photo, python
 
 import vitkeras as vk
-from vitkeras import data, training
+from vitkeras import training
 from vitkeras.training.memory import state_bytes, step_bytes
 
 MODEL = [f"--config.{name}={value}" for name, value in TINY.items()]
@@ -131,15 +131,18 @@ for images in (2, 64):
 
 
 def test_labels_of_no_class_are_in_the_way(data_dir):
-    from absl import flags
-
-    from experiments import preflight
-    from experiments.configs import digits
-
-    flags.FLAGS.mark_as_parsed()
-    source = data.open_source("digits", data_dir)
-    source.class_names.pop()
-    said = []
-    facts, _ = preflight.look_at_data(source, digits.get_config(), print, said.append)
-    assert len(said) == 1 and "labels are of no class, such as 9" in said[0]
-    assert facts["classes"] == 9 and facts["per_class"]["least"] > 100
+    code = f"""
+from absl import flags
+from experiments import preflight
+from experiments.configs import digits
+from vitkeras import data
+flags.FLAGS.mark_as_parsed()
+source = data.open_source("digits", {str(data_dir)!r})
+source.class_names.pop()
+said = []
+facts, _ = preflight.look_at_data(source, digits.get_config(), print, said.append)
+assert len(said) == 1 and "labels are of no class, such as 9" in said[0], said
+assert facts["classes"] == 9 and facts["per_class"]["least"] > 100, facts
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ import tensorflow as tf
 from conftest import ROOT, TINY, python
 from test_preflight import compiled
 
-from experiments import scaling, tpu, tpu_module
+from experiments import tpu, tpu_module
 from vitkeras.errors import InputError
 
 needs_libtpu = pytest.mark.skipif(
@@ -168,10 +168,10 @@ def test_what_the_compiler_refuses():
 
 def test_step_times_on_many_chips():
     chip = tpu.CHIPS["v5e"]
-    one, two = (scaling.step_times(chip, n, 64 * n, 64, 6.8, 20.0, 86e6) for n in (8, 256))
+    one, two = (tpu.step_times(chip, n, 64 * n, 64, 6.8, 20.0, 86e6) for n in (8, 256))
     assert one[0] == two[0] == pytest.approx(6.8e12 / 197e12 + 28 * 86e6 / 819e9)
     assert one[1] == pytest.approx(2 * 7 / 8 * 4 * 86e6 / 200e9) and two[1] < 2 * one[1]
-    half = scaling.step_times(chip, 16, 64 * 8, 64, 6.8, 20.0, 86e6)
+    half = tpu.step_times(chip, 16, 64 * 8, 64, 6.8, 20.0, 86e6)
     assert half[0] == pytest.approx(6.8e12 / 197e12 / 2 + 28 * 86e6 / 819e9)
 
 

@@ -4,6 +4,8 @@ Letters in shapes, here and elsewhere: b batch, h w height and width, c channels
 n patches, t tokens (n, or n + 1 with a class token, and registers), d width, k heads, f MLP width.
 """
 
+import functools
+
 import keras
 from keras import ops
 
@@ -46,6 +48,23 @@ class LayerScale(keras.layers.Layer):
     def get_config(self):
         """The constructor's arguments."""
         return {**super().get_config(), "initial_value": self.initial_value}
+
+
+@register
+class LayerNormalization(keras.layers.LayerNormalization):
+    """Keras's over the last axis, in fewer passes: (x - mean) / deviation * gamma + beta.
+
+    Statistics are taken in float32 at least, as Keras does.
+    """
+
+    def call(self, x):
+        """Normalizes each token."""
+        dtype = keras.backend.result_type(x.dtype, "float32")
+        x = ops.cast(x, dtype)
+        mean, variance = ops.moments(x, -1, keepdims=True)
+        x = (x - mean) * ops.rsqrt(variance + self.epsilon)
+        x = x * ops.cast(self.gamma, dtype) + ops.cast(self.beta, dtype)
+        return ops.cast(x, self.compute_dtype)
 
 
 @register
@@ -106,13 +125,11 @@ class SelfAttention(keras.layers.Layer):
         """Attends."""
         tokens, width = x.shape[1:]
         head_dim = width // self.num_heads
-
-        def heads(x):
-            x = ops.reshape(x, (-1, tokens, self.num_heads, head_dim))
-            return ops.transpose(x, (0, 2, 1, 3))  # (b, k, t, d/k)
-
-        query, key, value = ops.split(self.qkv(x), 3, axis=-1)  # 3 x (b, t, d)
-        query, key, value = heads(query * head_dim**-0.5), heads(key), heads(value)
+        # Of a matrix TensorFlow adds the bias inside the product.
+        x = self.qkv(ops.reshape(x, (-1, width)))
+        x = ops.reshape(x, (-1, tokens, 3, self.num_heads, head_dim))
+        query, key, value = ops.unstack(ops.transpose(x, (2, 0, 3, 1, 4)))  # (b, k, t, d/k)
+        query = query * head_dim**-0.5
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))  # (b, k, t, t)
         if self.relative_positions:
             scores = scores + self._relative_scores(query)
@@ -120,7 +137,7 @@ class SelfAttention(keras.layers.Layer):
         if scores_offset is not None:
             scores = scores + scores_offset
         x = ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))  # (b, t, k, d/k)
-        x = self.out(ops.reshape(x, (-1, tokens, width)))
+        x = ops.reshape(self.out(ops.reshape(x, (-1, width))), (-1, tokens, width))
         return (x, scores) if return_attention_scores else x
 
     def _relative_scores(self, query):
@@ -199,9 +216,10 @@ class TransformerBlock(keras.layers.Layer):
         policy, width = self.dtype_policy, input_shape[-1]
         inner_shape = (*input_shape[:-1], self.mlp_dim)
 
-        def dense(units, name, shape):
+        def dense(units, name, shape, activation=None):
             layer = keras.layers.Dense(
                 units,
+                activation,
                 bias_initializer=keras.initializers.RandomNormal(stddev=1e-6),
                 dtype=policy,
                 name=name,
@@ -210,7 +228,7 @@ class TransformerBlock(keras.layers.Layer):
             return layer
 
         def norm(name):
-            layer = keras.layers.LayerNormalization(epsilon=self.epsilon, dtype=policy, name=name)
+            layer = LayerNormalization(epsilon=self.epsilon, dtype=policy, name=name)
             layer.build(input_shape)
             return layer
 
@@ -236,7 +254,9 @@ class TransformerBlock(keras.layers.Layer):
         self.attention_scale = scale("attention_scale")
         self.attention_drop_path = drop_path("attention_drop_path")
         self.mlp_norm = norm("mlp_norm")
-        self.mlp_in = dense(self.mlp_dim, "mlp_in", input_shape)
+        # As its activation, TensorFlow computes it inside the product where it has no gradient.
+        gelu = functools.partial(ops.gelu, approximate=self.gelu == "tanh")
+        self.mlp_in = dense(self.mlp_dim, "mlp_in", input_shape, gelu)
         self.mlp_in_dropout = dropout("mlp_in_dropout")
         self.mlp_out = dense(width, "mlp_out", inner_shape)
         self.mlp_out_dropout = dropout("mlp_out_dropout")
@@ -258,9 +278,9 @@ class TransformerBlock(keras.layers.Layer):
             y, scores = y
         y = self.attention_scale(self.attention_dropout(y, training=training))
         x = x + self.attention_drop_path(y, training=training)  # (b, t, d)
-        y = self.mlp_in(self.mlp_norm(x))  # (b, t, f)
-        y = ops.gelu(y, approximate=self.gelu == "tanh")
-        y = self.mlp_out(self.mlp_in_dropout(y, training=training))  # (b, t, d)
+        y = self.mlp_in(ops.reshape(self.mlp_norm(x), (-1, x.shape[-1])))  # (bt, f)
+        y = self.mlp_out(self.mlp_in_dropout(y, training=training))
+        y = ops.reshape(y, (-1, *x.shape[1:]))  # (b, t, d)
         y = self.mlp_scale(self.mlp_out_dropout(y, training=training))
         x = x + self.mlp_drop_path(y, training=training)
         return (x, scores) if return_attention_scores else x

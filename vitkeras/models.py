@@ -11,7 +11,7 @@ import keras
 
 from vitkeras.errors import InputError, nearest
 from vitkeras.heads import MapHead
-from vitkeras.layers import GELUS, TransformerBlock
+from vitkeras.layers import GELUS, LayerNormalization, TransformerBlock
 from vitkeras.private import decays
 from vitkeras.stem import HybridStem
 from vitkeras.tokens import POSITIONS as PLACES
@@ -328,7 +328,7 @@ def vit(
             dtype=policy,
             name=f"block_{i:02d}",
         )(x)
-    norm = keras.layers.LayerNormalization(epsilon=epsilon, dtype=policy, name="norm")
+    norm = LayerNormalization(epsilon=epsilon, dtype=policy, name="norm")
     x = x if classifier == "gap_norm" else norm(x)
 
     # Tokens to logits

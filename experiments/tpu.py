@@ -17,6 +17,7 @@ import tensorflow as tf
 from experiments import tpu_module
 from vitkeras.errors import InputError
 from vitkeras.private import sum_is_taken
+from vitkeras.tpu import as_target
 
 
 class Chip(NamedTuple):
@@ -77,7 +78,8 @@ def lower(step, *arguments):
     """
     function = tf.function(step, jit_compile=True, autograph=False)
     try:
-        text = function.experimental_get_compiler_ir(*arguments)(stage="stablehlo")
+        with as_target():
+            text = function.experimental_get_compiler_ir(*arguments)(stage="stablehlo")
     except (tf.errors.OpError, TypeError, ValueError) as error:
         raise InputError(_fault(error)) from error
     if re.search(r"tensor<(\d+x)*\?", text):

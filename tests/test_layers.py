@@ -25,6 +25,8 @@ TOKENS = (2, 5, 12)
         (lambda: MapHead(3, 24), TOKENS),
         (lambda: vkl.StochasticDepth(0.4), TOKENS),
         (lambda: vkl.LayerScale(0.1), TOKENS),
+        (lambda: vkl.LayerNormalization(), TOKENS),
+        (lambda: vkl.Dense(24, "gelu"), TOKENS),
         (lambda: vkl.SelfAttention(3), TOKENS),
         (lambda: vkl.SelfAttention(3, relative_positions=True), TOKENS),
         (lambda: vkl.TransformerBlock(3, 24), TOKENS),

@@ -9,6 +9,7 @@ import functools
 import keras
 from keras import ops
 
+from vitkeras import tpu
 from vitkeras.dropping import Dropout, StochasticDepth, register
 
 GELUS = ("tanh", "exact")
@@ -68,6 +69,35 @@ class LayerNormalization(keras.layers.LayerNormalization):
 
 
 @register
+class Dense(keras.layers.Dense):
+    """Keras's for tokens, in the form that is fastest where it runs.
+
+    Input shape: `(b, t, d)`.
+    Output shape: `(b, t, units)`.
+    """
+
+    def call(self, x, training=None):
+        """Multiplies, adds the bias and applies the activation."""
+        if tpu.is_target():
+            # Tokens stay apart: a TPU's tiles of 8 rows make a copy of what is put together.
+            kernel = ops.cast(self.kernel, x.dtype)
+            x = _einsum("btd,df->btf", x, kernel) + ops.cast(self.bias, x.dtype)
+            return self.activation(x)
+        # A matrix: TensorFlow then adds the bias inside the product, and without a gradient the
+        # GELU too.
+        tokens, width = x.shape[1:]
+        x = super().call(ops.reshape(x, (-1, width)), training=training)
+        return ops.reshape(x, (-1, tokens, self.units))
+
+
+def _einsum(form, *operands):
+    """Calls TensorFlow's own: Keras's makes matrices of some."""
+    import tensorflow as tf
+
+    return tf.einsum(form, *operands)
+
+
+@register
 class SelfAttention(keras.layers.Layer):
     """Multi-head self-attention with one product for queries, keys and values.
 
@@ -104,11 +134,9 @@ class SelfAttention(keras.layers.Layer):
             )
         # Scale 2 makes each third what Glorot uniform would make of a (d, d) kernel of its own.
         glorot = keras.initializers.VarianceScaling(2.0, "fan_avg", "uniform")
-        self.qkv = keras.layers.Dense(
-            3 * width, kernel_initializer=glorot, dtype=self.dtype_policy, name="qkv"
-        )
+        self.qkv = Dense(3 * width, kernel_initializer=glorot, dtype=self.dtype_policy, name="qkv")
         self.qkv.build(input_shape)
-        self.out = keras.layers.Dense(width, dtype=self.dtype_policy, name="out")
+        self.out = Dense(width, dtype=self.dtype_policy, name="out")
         self.out.build(input_shape)
         if self.relative_positions:
             self.relative = self.add_weight(
@@ -125,9 +153,11 @@ class SelfAttention(keras.layers.Layer):
         """Attends."""
         tokens, width = x.shape[1:]
         head_dim = width // self.num_heads
-        # Of a matrix TensorFlow adds the bias inside the product.
-        x = self.qkv(ops.reshape(x, (-1, width)))
-        x = ops.reshape(x, (-1, tokens, 3, self.num_heads, head_dim))
+        if tpu.is_target() and not (
+            self.relative_positions or return_attention_scores or scores_offset is not None
+        ):
+            return self._call_for_tpu(x, head_dim)
+        x = ops.reshape(self.qkv(x), (-1, tokens, 3, self.num_heads, head_dim))
         query, key, value = ops.unstack(ops.transpose(x, (2, 0, 3, 1, 4)))  # (b, k, t, d/k)
         query = query * head_dim**-0.5
         scores = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2)))  # (b, k, t, t)
@@ -137,8 +167,18 @@ class SelfAttention(keras.layers.Layer):
         if scores_offset is not None:
             scores = scores + scores_offset
         x = ops.transpose(ops.matmul(scores, value), (0, 2, 1, 3))  # (b, t, k, d/k)
-        x = ops.reshape(self.out(ops.reshape(x, (-1, width))), (-1, tokens, width))
+        x = self.out(ops.reshape(x, (-1, tokens, width)))
         return (x, scores) if return_attention_scores else x
+
+    def _call_for_tpu(self, x, head_dim):
+        # No tensor is cut or turned: the products name the axes of their results.
+        shape = (-1, 3, self.num_heads, head_dim)
+        kernel = ops.reshape(ops.cast(self.qkv.kernel, x.dtype), shape)  # (d, 3, k, d/k)
+        bias = ops.reshape(ops.cast(self.qkv.bias, x.dtype), shape)[0]
+        query, key, value = (_einsum("btd,dkh->btkh", x, kernel[:, i]) + bias[i] for i in range(3))
+        x = tpu.attend(query * head_dim**-0.5, key, value)  # (b, t, k, d/k)
+        kernel = ops.reshape(ops.cast(self.out.kernel, x.dtype), (*shape[2:], -1))
+        return _einsum("btkh,khd->btd", x, kernel) + ops.cast(self.out.bias, x.dtype)
 
     def _relative_scores(self, query):
         """Returns `(b, k, t, t)` from queries `(b, k, t, d/k)`."""
@@ -217,7 +257,7 @@ class TransformerBlock(keras.layers.Layer):
         inner_shape = (*input_shape[:-1], self.mlp_dim)
 
         def dense(units, name, shape, activation=None):
-            layer = keras.layers.Dense(
+            layer = Dense(
                 units,
                 activation,
                 bias_initializer=keras.initializers.RandomNormal(stddev=1e-6),
@@ -254,7 +294,6 @@ class TransformerBlock(keras.layers.Layer):
         self.attention_scale = scale("attention_scale")
         self.attention_drop_path = drop_path("attention_drop_path")
         self.mlp_norm = norm("mlp_norm")
-        # As its activation, TensorFlow computes it inside the product where it has no gradient.
         gelu = functools.partial(ops.gelu, approximate=self.gelu == "tanh")
         self.mlp_in = dense(self.mlp_dim, "mlp_in", input_shape, gelu)
         self.mlp_in_dropout = dropout("mlp_in_dropout")
@@ -278,9 +317,8 @@ class TransformerBlock(keras.layers.Layer):
             y, scores = y
         y = self.attention_scale(self.attention_dropout(y, training=training))
         x = x + self.attention_drop_path(y, training=training)  # (b, t, d)
-        y = self.mlp_in(ops.reshape(self.mlp_norm(x), (-1, x.shape[-1])))  # (bt, f)
-        y = self.mlp_out(self.mlp_in_dropout(y, training=training))
-        y = ops.reshape(y, (-1, *x.shape[1:]))  # (b, t, d)
+        y = self.mlp_in(self.mlp_norm(x))  # (b, t, f), after GELU
+        y = self.mlp_out(self.mlp_in_dropout(y, training=training))  # (b, t, d)
         y = self.mlp_scale(self.mlp_out_dropout(y, training=training))
         x = x + self.mlp_drop_path(y, training=training)
         return (x, scores) if return_attention_scores else x

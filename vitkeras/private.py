@@ -1,4 +1,4 @@
-"""What this package needs beyond Keras's public API, all in one place.
+"""What this package needs beyond the public API of Keras and TensorFlow, all in one place.
 
 `exact.py` overrides and calls the names of the model and of fit's iterator; what stands here is all
 that touches the optimizer's. A test goes through `PRIVATE` and says which name is gone
@@ -68,3 +68,10 @@ def sum_is_taken(optimizer):
         yield
     finally:
         del optimizer._all_reduce_sum_gradients
+
+
+def barrier(tensors):
+    """Returns the same tensors, over which XLA moves nothing: all are there before any is used."""
+    from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+
+    return gen_xla_ops.xla_optimization_barrier(tensors)

@@ -28,7 +28,8 @@ TPU = (
     "Compiled for the slice, not run. Arithmetic and memory: what the chip's published peaks would "
     "take for the step's operations, and for what it moves to and from the large memory (hbm), "
     "read off the compiled module. accessed is what the compiler counts, the fast memory on the "
-    "chip included. The sum over replicas is not in it. What moves most:"
+    "chip included. The sum over replicas is not in it. train_remat is the step with remat=True, "
+    "which computes blocks again on the way back. What moves most:"
 )
 
 

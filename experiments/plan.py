@@ -16,7 +16,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "A file of experiments/
 
 EXAMPLE = "experiments/configs/digits.py"
 #: Fields that a model of any origin can have another value of, and those that make a ViT.
-RUN_FIELDS = ("image_size", "dropout_rate", "stochastic_depth_rate", "dtype")
+RUN_FIELDS = ("image_size", "dropout_rate", "stochastic_depth_rate", "remat", "dtype")
 MODEL_FIELDS = (
     "variant", "classifier", "positions", "positions_at", "num_registers", "pre_logits",
     "layer_scale", "gelu", "epsilon", "hidden_dim", "mlp_dim", "num_heads", "num_layers",

@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
+import vitkeras as vk
 from experiments import look, page, tpu, tpu_module
 from experiments.plan import (
     build_model,
@@ -185,31 +186,44 @@ def look_at_tpu(config, mixes, num_classes, steps, warn, stop):
     """Returns what the compiler of the slice says, and the bytes moved, operation by operation."""
     place = tpu.parse_slice(TPU.value)
     images = training.check_global_batch(config.batch_size, place.replicas)
-    model = build_model(config, num_classes, lambda text: None)
-    freeze(model, config.freeze)
-    compile_model(model, config, run_length(config, steps)[0])
-    facts, reports = {"slice": TPU.value, "replicas": place.replicas}, {}
+
+    def compiled_model(remat):
+        own = config.copy_and_resolve_references()
+        own.remat = remat
+        model = build_model(own, num_classes, lambda text: None)
+        freeze(model, own.freeze)
+        compile_model(model, own, run_length(own, steps)[0])
+        return model
+
+    model = compiled_model(config.remat)
+    train = functools.partial(tpu.train_module, mixes=mixes)
+    # By name: the step's module for a number of images, and the pieces that it takes them in.
     modules = {
-        "train": functools.partial(tpu.train_module, mixes=mixes),
-        "evaluate": tpu.evaluation_module,
+        "train": (functools.partial(train, model), config.accumulation_steps),
+        "evaluate": (functools.partial(tpu.evaluation_module, model), 1),
     }
-    for name, module in modules.items():
+    if config.variant not in vk.RESNETS and not config.remat:
+        other = compiled_model(remat=True)
+        modules["train_remat"] = functools.partial(train, other), config.accumulation_steps
+    facts, reports = {"slice": TPU.value, "replicas": place.replicas}, {}
+    for name, (module, pieces) in modules.items():
         say(f"compiling the step for {TPU.value}: {name} ...")
         try:
-            pieces = config.accumulation_steps if name == "train" else 1
-            reports[name] = tpu.compile_module(module(model, images), place, images, pieces)
+            reports[name] = tpu.compile_module(module(images), place, images, pieces)
         except InputError as error:
-            stop(str(error).rstrip("."))
+            if name != "train_remat":
+                stop(str(error).rstrip("."))
             continue
         facts[name] = reports[name].facts
-        if facts[name]["memory_share"] > 1:
+        if facts[name]["memory_share"] > 1 and name != "train_remat":
             stop(f"the step ({name}) needs {facts[name]['memory_share']:.0%} of the memory")
     if "train" in facts and facts["train"]["bfloat16_share"] < 0.99:
         warn("not all matrix products are in bfloat16: dtype=mixed_bfloat16 is faster on a TPU")
-    if LARGEST_BATCH.value and "train" in facts:
-        say("looking for the largest batch ...")
-        largest = tpu.largest_batch(lambda n: modules["train"](model, n), place, images)
-        facts["largest_batch"] = largest * place.replicas
+    for name in ("train", "train_remat"):
+        if LARGEST_BATCH.value and name in facts:
+            say(f"looking for the largest batch: {name} ...")
+            largest = tpu.largest_batch(modules[name][0], place, images)
+            facts[name.replace("train", "largest_batch")] = largest * place.replicas
     table = ""
     if "train" in reports:
         rows = tpu_module.by_operation(tpu_module.moved(reports["train"].compiled))[:25]

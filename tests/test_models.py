@@ -216,3 +216,23 @@ def test_token_gap_is_the_class_token_and_the_mean_of_the_patches():
     assert tokens.shape == (2, 7, 24) and model.output_shape == (None, 48)
     expected = np.concatenate([tokens[:, 0], tokens[:, 3:].mean(1)], 1)
     np.testing.assert_allclose(model(images), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_blocks_computed_again_are_the_same_with_every_mask(jit_compile):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(24, 8, 8, 3)).astype("float32"), rng.integers(0, 3, 24)
+    found = []
+    for remat in (False, True):
+        keras.utils.set_random_seed(1)
+        model = vk.vit(
+            "Ti/4", image_size=8, num_classes=3, dropout_rate=0.3, stochastic_depth_rate=0.5,
+            remat=remat, **TINY,
+        )  # fmt: skip
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("adam", loss, jit_compile=jit_compile)
+        losses = model.fit(x, y, batch_size=8, epochs=3, verbose=0).history["loss"]
+        found.append([losses, *(weight.numpy() for weight in model.weights)])
+    assert any("seed" in weight.path for weight in model.non_trainable_variables)
+    for once, again in zip(*found, strict=True):
+        np.testing.assert_allclose(once, again, atol=1e-5)

@@ -128,6 +128,7 @@ def test_a_config_compiles_for_a_slice(tmp_path):
     assert 2.5 < train["tflop"] / evaluate["tflop"] < 3.5
     assert 0 < evaluate["temporary_gib"] <= train["temporary_gib"] < 1
     assert 0 < train["hbm_gb"] <= train["accessed_gb"]
+    assert found["train_remat"]["tflop"] > 1.2 * train["tflop"]
     assert re.search(r"GB, \d+ times: fusion", (tmp_path / "p.html").read_text())
 
 
@@ -144,6 +145,15 @@ def test_pieces_take_less_memory_and_as_much_arithmetic():
     assert np.isclose(
         facts[0]["tflop"], facts[1]["tflop"], rtol=0.25
     )  # what is elementwise counts once
+
+
+@needs_libtpu
+def test_computing_blocks_again_takes_less_memory():
+    place = tpu.parse_slice("v5e:2x2")
+    models = (compiled(num_layers=6, dropout_rate=0.1, remat=remat) for remat in (False, True))
+    once, again = (tpu.compile_module(tpu.train_module(m, 256), place, 256).facts for m in models)
+    assert again["temporary_gib"] < 0.75 * once["temporary_gib"]
+    assert 1.2 < again["tflop"] / once["tflop"] < 1.45
 
 
 @pytest.mark.parametrize("most", [8, 100, 136, 1000])

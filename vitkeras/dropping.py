@@ -1,5 +1,7 @@
 """Layers that drop something at random in training, with masks of their own on each replica."""
 
+import contextlib
+
 import keras
 from keras import ops
 
@@ -9,8 +11,21 @@ register = keras.saving.register_keras_serializable(package="vitkeras")
 class SeedGenerator(keras.random.SeedGenerator):
     """Keras's, but each replica of a tf.distribute strategy draws numbers of its own."""
 
+    _given = None
+
+    @contextlib.contextmanager
+    def giving(self, seed):
+        """Inside, `next` returns this seed, and draws none: to compute again what was computed."""
+        self._given = seed
+        try:
+            yield
+        finally:
+            self._given = None
+
     def next(self, ordered=True):
         """Returns the next seed `(2,)`; that of the first replica is Keras's."""
+        if self._given is not None:
+            return self._given
         seed = super().next(ordered)
         if keras.backend.backend() != "tensorflow":
             return seed

@@ -4,6 +4,7 @@ Letters in shapes, here and elsewhere: b batch, h w height and width, c channels
 n patches, t tokens (n, or n + 1 with a class token, and registers), d width, k heads, f MLP width.
 """
 
+import contextlib
 import functools
 
 import keras
@@ -219,6 +220,8 @@ class TransformerBlock(keras.layers.Layer):
         gelu: "tanh", the approximation that the paper's authors train with, or "exact".
         epsilon: Added to the variance in both LayerNorms.
         relative_positions: As in `SelfAttention`.
+        remat: Whether training keeps only the input, and computes the block again on the way back:
+            less memory, a third more arithmetic, the same result.
     Input shape: `(b, t, d)`.
     Output shape: `(b, t, d)`; with `return_attention_scores=True` also `(b, k, t, t)`.
         `scores_offset` as in `SelfAttention`.
@@ -237,6 +240,7 @@ class TransformerBlock(keras.layers.Layer):
         gelu="tanh",
         epsilon=1e-6,
         relative_positions=False,
+        remat=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -250,6 +254,7 @@ class TransformerBlock(keras.layers.Layer):
         self.gelu = gelu
         self.epsilon = float(epsilon)
         self.relative_positions = bool(relative_positions)
+        self.remat = bool(remat)
 
     def build(self, input_shape):
         """Makes the two branches."""
@@ -308,6 +313,28 @@ class TransformerBlock(keras.layers.Layer):
 
     def call(self, x, training=None, return_attention_scores=False, scores_offset=None):
         """Runs both branches."""
+        if self.remat and training and not return_attention_scores and scores_offset is None:
+            return self._call_twice(x)
+        return self._call(x, training, return_attention_scores, scores_offset)
+
+    def _call_twice(self, x):
+        layers = (
+            self.attention_dropout, self.attention_drop_path, self.mlp_in_dropout,
+            self.mlp_out_dropout, self.mlp_drop_path,
+        )  # fmt: skip
+        generators = [getattr(layer, "seed_generator", None) for layer in layers]
+        generators = [generator for generator in generators if generator]  # of those with a rate
+        seeds = [generator.next() for generator in generators]
+
+        def again(x):
+            with contextlib.ExitStack() as stack:
+                for generator, seed in zip(generators, seeds, strict=True):
+                    stack.enter_context(generator.giving(seed))
+                return self._call(x, training=True)
+
+        return keras.remat(again)(x)
+
+    def _call(self, x, training, return_attention_scores=False, scores_offset=None):
         y = self.attention(
             self.attention_norm(x),
             return_attention_scores=return_attention_scores,
@@ -335,4 +362,5 @@ class TransformerBlock(keras.layers.Layer):
             "gelu": self.gelu,
             "epsilon": self.epsilon,
             "relative_positions": self.relative_positions,
+            "remat": self.remat,
         }

@@ -204,6 +204,7 @@ def vit(
     include_top: bool = True,
     dropout_rate: float = 0.0,
     stochastic_depth_rate: float = 0.0,
+    remat: bool = False,
     layer_scale: float | None = None,
     gelu: str = "tanh",
     epsilon: float = 1e-6,
@@ -235,6 +236,7 @@ def vit(
         include_top: Without it the output is what the head would see.
         dropout_rate: Dropout after the positions and after every dense layer except qkv.
         stochastic_depth_rate: Rate in the last block; it grows linearly from 0 in the first.
+        remat: Whether blocks are computed again on the way back, for less memory in training.
         layer_scale: Initial LayerScale value; None for none.
         gelu: "tanh", as the paper's authors train, or "exact".
         epsilon: Added to the variance in every LayerNorm.
@@ -325,6 +327,7 @@ def vit(
             gelu=gelu,
             epsilon=epsilon,
             relative_positions=positions == "relative",
+            remat=remat,
             dtype=policy,
             name=f"block_{i:02d}",
         )(x)

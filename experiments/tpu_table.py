@@ -16,7 +16,7 @@ from experiments import cli  # first: it sets TensorFlow's log level
 import keras
 from absl import flags
 
-from experiments import tpu
+from experiments import tpu, tpu_module
 from experiments.plan import build_model, compile_model, say
 from vitkeras.errors import InputError
 from vitkeras.finetuning import freeze
@@ -25,6 +25,9 @@ from vitkeras.storage import write_file
 TPU = flags.DEFINE_string("tpu", "v5e:2x4", "The slice.")
 OUTPUT = flags.DEFINE_string("output", "docs/tpu_table.md", "The table to write.")
 ONLY = flags.DEFINE_list("only", None, "Numbers of the rows to compile, from 0; all by default.")
+OPERATIONS = flags.DEFINE_integer(
+    "operations", 0, "How many operations to list under the table, those that move most.", 0
+)
 STEPS = 20_000
 
 #: A config, its argument, images on a replica, and fields to set.
@@ -42,6 +45,7 @@ ROWS = (
     ("paper_pretrain", "R50x1,jft", 64, {}),
     ("paper_pretrain", "L/16,imagenet", 32, {}),
     ("paper_pretrain", "H/14,jft", 8, {}),
+    ("paper_pretrain", "L/16,imagenet", 32, {"remat": True}),
 )
 COLUMNS = (
     "argument_gib", "temporary_gib", "code_gib", "tflop", "hbm_gb", "arithmetic_ms", "memory_ms",
@@ -58,7 +62,7 @@ published peaks take for the arithmetic and for that.
 
 
 def row(name, argument, images, fields, place):
-    """Returns the facts of a row."""
+    """Returns the `tpu.Report` of a row."""
     module = importlib.import_module(f"experiments.configs.{name}")
     config = module.get_config(argument) if argument else module.get_config()
     config.dtype = "mixed_bfloat16"
@@ -69,12 +73,21 @@ def row(name, argument, images, fields, place):
     compile_model(model, config, STEPS)
     mixes = config.mixup_alpha > 0 or config.cutmix_alpha > 0
     text = tpu.train_module(model, images, mixes)
-    return tpu.compile_module(text, place, images, config.accumulation_steps).facts
+    return tpu.compile_module(text, place, images, config.accumulation_steps)
+
+
+def listed(label, report):
+    """Returns lines with the operations of a report that move most to and from the memory."""
+    if not OPERATIONS.value:
+        return []
+    rows = tpu_module.by_operation(tpu_module.moved(report.compiled))[: OPERATIONS.value]
+    head = ["", f"## What moves most: {label}", "", "| GB | times | operation |", "|---|---|---|"]
+    return head + [f"| {size / 1e9:.3f} | {times} | {what} |" for what, times, size in rows]
 
 
 def main(_):
     """Compiles."""
-    place, failed = tpu.parse_slice(TPU.value), []
+    place, failed, lists = tpu.parse_slice(TPU.value), [], []
     lines = [
         INTRODUCTION.format(tpu=TPU.value),
         f"| config | images | {' | '.join(c.replace('_', ' ') for c in COLUMNS)} |",
@@ -88,13 +101,14 @@ def main(_):
         )
         start = time.monotonic()
         try:
-            facts = row(name, argument, images, fields, place)
-            text = " | ".join(f"{facts[column]:g}" for column in COLUMNS)
+            report = row(name, argument, images, fields, place)
+            text = " | ".join(f"{report.facts[column]:g}" for column in COLUMNS)
+            lists += listed(label, report)
         except InputError as error:
             failed.append(label)
             text = f"{error} |" + " |" * (len(COLUMNS) - 2)
         lines.append(f"| {label} | {images} | {text} |")
-        write_file(Path(OUTPUT.value).absolute(), ("\n".join(lines) + "\n").encode())
+        write_file(Path(OUTPUT.value).absolute(), ("\n".join(lines + lists) + "\n").encode())
         say(f"{lines[-1]} ({time.monotonic() - start:.0f} s)")
     return {"table": OUTPUT.value, "slice": TPU.value, "failed": failed}
 

@@ -148,6 +148,17 @@ def test_pieces_take_less_memory_and_as_much_arithmetic():
 
 
 @needs_libtpu
+def test_the_table_and_what_moves_most(tmp_path):
+    page = tmp_path / "table.md"
+    done = python("-m", "experiments.tpu_table", "--only=0", "--operations=3", f"--output={page}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["failed"] == []
+    text = page.read_text()
+    assert re.search(r"\n\| digits \| 64 (\| [\d.e+]+ ){9}\|\n", text)
+    assert "## What moves most: digits" in text and len(re.findall(r"\n\| \d\.\d{3} \|", text)) == 3
+
+
+@needs_libtpu
 def test_computing_blocks_again_takes_less_memory():
     place = tpu.parse_slice("v5e:2x2")
     models = (compiled(num_layers=6, dropout_rate=0.1, remat=remat) for remat in (False, True))

@@ -1,9 +1,8 @@
 """Attention for a TPU, whose matrix unit waits for memory: scores stay in the chip's fast memory.
 
-What of a training step goes to and from the large memory was more than half scores `(b, k, t, t)`.
-Here a few images at a time are attended to, and the way back makes their scores again, as
-Dao et al. 2022 ("FlashAttention") do within an image: 1 % more arithmetic. experiments/tpu.py
-shows what it buys.
+Scores `(b, k, t, t)` were what a training step moved most to and from the large memory. Here a few
+images at a time are attended to, and the way back makes their scores again, as Dao et al. 2022
+("FlashAttention") do within an image. docs/tpu.md shows what it buys.
 """
 
 import contextlib

@@ -45,3 +45,22 @@ def test_how_many_images_a_tpu_attends_to_at_once():
     assert tpu.images_at_once(64, heads=12, tokens=577) == 4  # at most 16 pieces
     assert tpu.images_at_once(8, heads=16, tokens=10_001) == 1
     assert tpu.images_at_once(None, heads=12, tokens=197) is None
+
+
+def test_on_the_host_nothing_is_for_a_tpu():
+    with tpu.as_target():
+        assert not tpu.is_target()
+        assert not tf.function(tpu.is_target)()
+        found = []
+        tf.function(lambda: found.append(tpu.is_target()), jit_compile=True)()
+        inner = tf.function(lambda: found.append(tpu.is_target()))
+        tf.function(inner, jit_compile=True)()
+    assert found == [True, True]
+
+
+def test_no_one_else_gets_the_form_for_a_tpu():
+    found = []
+    tf.function(lambda: found.append(tpu.is_target()), jit_compile=True)()
+    with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
+        tf.function(lambda: found.append(tpu.is_target()), jit_compile=True)()
+    assert found == [False, False]

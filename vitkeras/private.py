@@ -75,3 +75,12 @@ def barrier(tensors):
     from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
     return gen_xla_ops.xla_optimization_barrier(tensors)
+
+
+def in_xla():
+    """Whether XLA will compile what is traced now, for a TPU or by `jit_compile`."""
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util
+
+    graph = tf.compat.v1.get_default_graph()
+    return control_flow_util.GraphOrParentsInXlaContext(graph)

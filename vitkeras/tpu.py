@@ -36,7 +36,9 @@ def is_target():
     import tensorflow as tf
 
     kinds = (tf.distribute.TPUStrategy, tf.distribute.experimental.TPUStrategy)
-    return bool(_targets) or isinstance(tf.distribute.get_strategy(), kinds)
+    wanted = bool(_targets) or isinstance(tf.distribute.get_strategy(), kinds)
+    # In the scope of such a strategy layers are also called on the host, where they are made.
+    return wanted and private.in_xla()
 
 
 def images_at_once(images, heads, tokens):

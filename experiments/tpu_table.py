@@ -7,7 +7,9 @@ more on two cores (extra `aot`); a row is written when it is done.
 """
 
 import importlib
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from experiments import cli  # first: it sets TensorFlow's log level
@@ -101,7 +103,9 @@ def main(_):
         )
         start = time.monotonic()
         try:
-            report = row(name, argument, images, fields, place)
+            # In a process of its own: what TensorFlow keeps of a large model is not given back.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                report = pool.submit(row, name, argument, images, fields, place).result()
             text = " | ".join(f"{report.facts[column]:g}" for column in COLUMNS)
             lists += listed(label, report)
         except InputError as error:

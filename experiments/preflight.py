@@ -226,7 +226,9 @@ def look_at_tpu(config, mixes, num_classes, steps, warn, stop):
             facts[name.replace("train", "largest_batch")] = largest * place.replicas
     table = ""
     if "train" in reports:
-        rows = tpu_module.by_operation(tpu_module.moved(reports["train"].compiled))[:25]
+        rows = tpu_module.by_operation(
+            tpu_module.moved(reports["train"].compiled, config.accumulation_steps)
+        )[:25]
         table = "\n".join(
             f"{size / 1e9:.2f} GB, {times} times: {what}" for what, times, size in rows
         )

@@ -185,7 +185,7 @@ def compile_module(stablehlo, place, images, pieces=1):
         found = json.loads(done.stdout.splitlines()[-1])
         compiled = output.read_text()
     chip = CHIPS[place.kind]
-    rows = tpu_module.moved(compiled)
+    rows = tpu_module.moved(compiled, pieces)
     hbm = sum(row.size for row in rows)
     matrix = tpu_module.products(stablehlo, pieces)
     # The compiler counts the inside of a loop once.

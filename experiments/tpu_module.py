@@ -86,22 +86,26 @@ class Moved(NamedTuple):
     name: str
 
 
-def moved(compiled):
+def moved(compiled, pieces=1):
     """Returns what each instruction of a compiled module moves, as a list of `Moved`.
 
     Read off the text: operands and results that lie in the large memory (HBM), tiles filled up,
     asynchronous copies once, the inside of a loop as often as it runs. A fusion that reads a part
     of an operand counts with the whole.
+
+    Args:
+        compiled: The module's text.
+        pieces: How often a loop runs of which the text does not say it.
     """
     computations = {}
     for part in re.split(r"\n(?=(?:ENTRY )?%?[\w.\-]+ \([^\n]*\{\n)", compiled):
         head = re.match(r"(ENTRY )?%?([\w.\-]+) \(", part)
         if head:
             computations["ENTRY" if head[1] else head[2]] = part
-    return _moved("ENTRY", computations)
+    return _moved("ENTRY", computations, pieces)
 
 
-def _moved(computation, computations):
+def _moved(computation, computations, pieces):
     shapes, names, rows = {}, {}, []
     for line in computations[computation].splitlines()[1:]:
         match = INSTRUCTION.match(line)
@@ -113,8 +117,10 @@ def _moved(computation, computations):
         if opcode == "while":
             body = re.search(r"body=%?([\w.\-]+)", rest)[1]
             count = re.search(r'known_trip_count":\{"n":"(\d+)"', rest)
-            inside = _moved(body, computations)
-            rows += [row._replace(size=row.size * int(count[1] if count else 1)) for row in inside]
+            inside = _moved(body, computations, pieces)
+            rows += [
+                row._replace(size=row.size * int(count[1] if count else pieces)) for row in inside
+            ]
         if opcode in NOTHING or opcode.endswith("-done"):
             continue
         operands = re.findall(r"%([\w.\-]+)", rest.partition("), ")[0])

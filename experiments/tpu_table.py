@@ -82,7 +82,9 @@ def listed(label, report):
     """Returns lines with the operations of a report that move most to and from the memory."""
     if not OPERATIONS.value:
         return []
-    rows = tpu_module.by_operation(tpu_module.moved(report.compiled))[: OPERATIONS.value]
+    rows = tpu_module.by_operation(tpu_module.moved(report.compiled, report.facts["pieces"]))[
+        : OPERATIONS.value
+    ]
     head = ["", f"## What moves most: {label}", "", "| GB | times | operation |", "|---|---|---|"]
     return head + [f"| {size / 1e9:.3f} | {times} | {what} |" for what, times, size in rows]
 

@@ -47,7 +47,6 @@ ROWS = (
     ("paper_pretrain", "R50x1,jft", 64, {}),
     ("paper_pretrain", "L/16,imagenet", 32, {}),
     ("paper_pretrain", "H/14,jft", 8, {}),
-    ("paper_pretrain", "L/16,imagenet", 32, {"remat": True}),
 )
 COLUMNS = (
     "argument_gib", "temporary_gib", "code_gib", "tflop", "hbm_gb", "arithmetic_ms", "memory_ms",

@@ -172,14 +172,20 @@ class SelfAttention(keras.layers.Layer):
         return (x, scores) if return_attention_scores else x
 
     def _call_for_tpu(self, x, head_dim):
-        # No tensor is cut or turned: the products name the axes of their results.
-        shape = (-1, 3, self.num_heads, head_dim)
-        kernel = ops.reshape(ops.cast(self.qkv.kernel, x.dtype), shape)  # (d, 3, k, d/k)
-        bias = ops.reshape(ops.cast(self.qkv.bias, x.dtype), shape)[0]
-        query, key, value = (_einsum("btd,dkh->btkh", x, kernel[:, i]) + bias[i] for i in range(3))
-        x = tpu.attend(query * head_dim**-0.5, key, value)  # (b, t, k, d/k)
-        kernel = ops.reshape(ops.cast(self.out.kernel, x.dtype), (*shape[2:], -1))
-        return _einsum("btkh,khd->btd", x, kernel) + ops.cast(self.out.bias, x.dtype)
+        # No tensor is turned: the products name the axes of their results.
+        operands = []
+        for piece in tpu.pieces(x, self.num_heads):
+            # Cast for each piece, so that their gradients are added in float32.
+            shape = (-1, 3, self.num_heads, head_dim)
+            kernel = ops.reshape(ops.cast(self.qkv.kernel, x.dtype), shape)  # (d, 3, k, d/k)
+            bias = ops.reshape(ops.cast(self.qkv.bias, x.dtype), (*shape[1:], 1))
+            query, key, value = (
+                _einsum("btd,dkh->bkht", piece, kernel[:, i]) + bias[i] for i in range(3)
+            )
+            operands.append((query * head_dim**-0.5, key, value))
+        x = ops.concatenate(tpu.attend(operands))  # (b, k, d/k, t)
+        kernel = ops.reshape(ops.cast(self.out.kernel, x.dtype), (self.num_heads, head_dim, -1))
+        return _einsum("bkht,khd->btd", x, kernel) + ops.cast(self.out.bias, x.dtype)
 
     def _relative_scores(self, query):
         """Returns `(b, k, t, t)` from queries `(b, k, t, d/k)`."""

@@ -51,49 +51,53 @@ def images_at_once(images, heads, tokens):
     return min(images, at_once // 8 * 8 or at_once)
 
 
-def attend(query, key, value):
-    """Returns softmax(query key') value, each `(b, t, k, d/k)`, for XLA.
+def pieces(x, heads):
+    """Returns `(b, t, d)` as a list of a few images each, to attend to one after the other."""
+    images, tokens = x.shape[:2]
+    size = images_at_once(images, heads, tokens)
+    return [x] if size is None else [x[i : i + size] for i in range(0, images, size)]
 
-    Queries are scaled already. The gradient is that of the formula, in the same types.
+
+def attend(operands):
+    """Returns softmax(query key') value for each piece of a batch, for XLA.
+
+    Args:
+        operands: Query, scaled already, key and value of each piece.
+    Input shape: `(b, k, d/k, t)` each.
+    Output shape: As the inputs, one for each piece. The gradient is that of the formula, in the
+        same types.
     """
     import tensorflow as tf
 
-    return tf.custom_gradient(_attend)(query, key, value)
+    return tf.custom_gradient(_attend)(*(x for piece in operands for x in piece))
 
 
-def _pieces(*tensors):
-    images, tokens, heads = tensors[0].shape[:3]
-    size = images_at_once(images, heads, tokens)
-    if size is None:
-        return [tensors]
-    return [[x[i : i + size] for x in tensors] for i in range(0, images, size)]
-
-
-def _attend(query, key, value):
+def _attend(*operands):
     import tensorflow as tf
 
+    operands = [operands[i : i + 3] for i in range(0, len(operands), 3)]
+
     def scores_of(q, k):
-        return tf.nn.softmax(tf.einsum("btkh,bskh->bkts", q, k))
+        return tf.nn.softmax(tf.einsum("bkht,bkhs->bkts", q, k))
 
     outputs, before = [], []
-    for piece in _pieces(query, key, value):
+    for piece in operands:
         # One after the other: else the compiler takes them up together.
         q, k, v = private.barrier([*piece, *before])[:3] if before else piece
-        outputs.append(tf.einsum("bkts,bskh->btkh", scores_of(q, k), v))
+        outputs.append(tf.einsum("bkts,bkhs->bkht", scores_of(q, k), v))
         before = outputs[-1:]
 
-    def gradient(upstream):
+    def gradient(*upstream):
         gradients, before = [], []
-        for piece in _pieces(query, key, value, upstream):
+        for piece, up in zip(operands, upstream, strict=True):
             # It also keeps the compiler from finding that these scores were there before.
-            q, k, v, up = private.barrier([*piece, *before])[:4]
+            q, k, v, up = private.barrier([*piece, up, *before])[:4]
             scores = scores_of(q, k)
-            of_value = tf.einsum("bkts,btkh->bskh", scores, up)
-            change = tf.einsum("btkh,bskh->bkts", up, v)
+            of_value = tf.einsum("bkts,bkht->bkhs", scores, up)
+            change = tf.einsum("bkht,bkhs->bkts", up, v)
             change = (change - tf.reduce_sum(change * scores, -1, keepdims=True)) * scores
-            of_query = tf.einsum("bkts,bskh->btkh", change, k)
-            before = [tf.einsum("bkts,btkh->bskh", change, q)]
-            gradients.append((of_query, *before, of_value))
-        return tuple(tf.concat(parts, 0) for parts in zip(*gradients, strict=True))
+            before = [tf.einsum("bkts,bkht->bkhs", change, q)]
+            gradients += [tf.einsum("bkts,bkhs->bkht", change, k), *before, of_value]
+        return gradients
 
-    return tf.concat(outputs, 0), gradient
+    return outputs, gradient

@@ -5,10 +5,13 @@ over replicas. Nothing here has run on a TPU: the figures are the compiler's.
 """
 
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -267,3 +270,18 @@ def step_times(chip, chips, batch, images, tflop, gigabytes, parameters):
     arithmetic = 1e12 * tflop * share / chip.flops
     compute = max(arithmetic, traffic / chip.bandwidth) + update / chip.bandwidth
     return compute, 2 * (chips - 1) / chips * 4 * parameters / chip.links
+
+
+def in_a_process(function, *arguments):
+    """Calls in a process of its own: what TensorFlow keeps of a large model is not given back.
+
+    Raises:
+        InputError: If that process ends before it answers.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise InputError(
+                "The process that compiled it was killed: this machine has too little memory for it."
+            ) from None

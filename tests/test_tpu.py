@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 
 import keras
@@ -229,3 +230,9 @@ def test_random_bits_are_the_chips_own():
     facts = tpu.compile_module(module, tpu.parse_slice("v5e:2x2"), 1).facts
     # The image in and out, the bits out and in again: 16 bytes each; Philox moves 80.
     assert facts["hbm_gb"] < 30 * 8192 * 3072 / 1e9
+
+
+def test_a_process_that_is_killed_is_answered_with_a_sentence():
+    assert tpu.in_a_process(abs, -3) == 3
+    with pytest.raises(InputError, match="too little memory"):
+        tpu.in_a_process(os._exit, 1)

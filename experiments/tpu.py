@@ -283,5 +283,5 @@ def in_a_process(function, *arguments):
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool:
             raise InputError(
-                "The process that compiled it was killed: this machine has too little memory for it."
+                "The process that compiled it was killed: there is too little memory for it here."
             ) from None

@@ -5,6 +5,7 @@ python -m experiments.scaling --tpu=v5e docs/tpu_table.md
 The table is that of experiments.tpu_table; the page is docs/scaling.md.
 """
 
+import math
 from pathlib import Path
 
 from experiments import cli  # first: it sets TensorFlow's log level
@@ -37,13 +38,16 @@ of memory, {links:.0f} GB/s over all links of a chip. A step of a global batch o
 - the sum of the float32 gradients over chips, 2 (n - 1) / n times 4 bytes a parameter over the
   links, none of it hidden behind arithmetic, no latency.
 
+A chip takes its images in as many pieces (`accumulation_steps`) as its {memory:.0f} GiB need, if
+what the compiled step holds beside weights and moments grows with its images.
+
 So these are the fastest steps that the hardware allows, not what will be measured; efficiency is
 against 8 chips. One slice of {tpu} has at most {most} chips: what is said of more is as if it had.
 """
 
 HEAD = "\n## {model}, {parameters:.0f} million parameters\n\n| chips | images a chip | " \
-    "compute (ms) | sum of gradients (ms) | step (ms) | images/s | efficiency |\n" \
-    "|---|---|---|---|---|---|---|"  # fmt: skip
+    "accumulation_steps | compute (ms) | sum of gradients (ms) | step (ms) | images/s | " \
+    "efficiency |\n|---|---|---|---|---|---|---|---|"  # fmt: skip
 
 ADVICE = """
 ## What to change where it stops
@@ -55,13 +59,16 @@ which does not depend on the batch. What helps, in this order:
 - `steps_per_execution` of 50 or more, which takes the host out of the loop (not in these figures);
 - a slice no larger than the last row with the efficiency that you want to pay for.
 
-Where a chip's images do not fit (few chips, large models), `accumulation_steps` cuts them into
-pieces: the sum of gradients still comes once a step, and so does the update.
+Where a chip's images do not fit (few chips, large models), pieces cost little: the sum of gradients
+still comes once a step, and so does the update.
 """
 
 
 def read_table(path):
-    """Returns for each model (images, TFLOP, GB, GiB of arguments) of a plain pretraining row."""
+    """Returns for each model (images, TFLOP, GB, GiB of arguments and of temporaries).
+
+    Of a plain pretraining row.
+    """
     rows = {}
     for line in Path(path).read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -69,7 +76,7 @@ def read_table(path):
         model = model.partition(",")[0]
         if name == "paper_pretrain" and "=" not in cells[0] and model in MODELS:
             try:
-                rows[model] = int(cells[1]), float(cells[5]), float(cells[6]), float(cells[2])
+                rows[model] = int(cells[1]), *(float(cells[i]) for i in (5, 6, 2, 3))
             except (IndexError, ValueError):
                 continue  # a row that could not be compiled
     if set(rows) != set(MODELS):
@@ -78,6 +85,14 @@ def read_table(path):
             f"Received: {path} with {', '.join(rows) or 'none'}."
         )
     return rows
+
+
+def pieces(images, most):
+    """Returns into how many equal pieces images are cut, so that none has more than `most`."""
+    number = max(1, math.ceil(images / most))
+    while images % number and number < images:
+        number += 1
+    return number
 
 
 def main(paths):
@@ -89,14 +104,14 @@ def main(paths):
         TEXT.format(
             tpu=TPU.value, batch=batch, table=paths[0], name=Path(paths[0]).name,
             tflops=chip.flops / 1e12, bandwidth=chip.bandwidth / 1e9, links=chip.links / 1e9,
-            most=chip.most,
+            most=chip.most, memory=chip.memory / tpu.GIB,
         )
     ]  # fmt: skip
     stops = {}
-    for model, (images, tflop, gigabytes, gib) in read_table(paths[0]).items():
+    for model, (images, tflop, gigabytes, gib, temporary) in read_table(paths[0]).items():
         parameters = gib * tpu.GIB / 12  # weights and two moments in float32, images beside them
         lines.append(HEAD.format(model=model, parameters=parameters / 1e6))
-        first = None
+        first, most = None, images * (chip.memory / tpu.GIB - gib) / temporary
         for chips in CHIPS:
             compute, links = tpu.step_times(
                 chip, chips, batch, images, tflop, gigabytes, parameters
@@ -107,13 +122,14 @@ def main(paths):
             if efficiency >= 0.5:
                 stops[model] = chips
             lines.append(
-                f"| {chips} | {batch / chips:g} | {1e3 * compute:.1f} | {1e3 * links:.1f} | "
+                f"| {chips} | {batch / chips:g} | {pieces(batch / chips, most)} | "
+                f"{1e3 * compute:.1f} | {1e3 * links:.1f} | "
                 f"{1e3 * (compute + links):.1f} | {rate:,.0f} | {efficiency:.0%} |"
             )
     lines.append("\nHalf of the chips' time or more goes into images up to " + ", ".join(
         f"{chips} chips ({model})" for model, chips in stops.items()
     ) + ".")  # fmt: skip
-    write_file(Path(OUTPUT.value).absolute(), ("\n".join(lines) + ADVICE).encode())
+    write_file(Path(OUTPUT.value).absolute(), ("\n".join([*lines, ADVICE])).encode())
     return {"page": OUTPUT.value, "batch_size": batch, "half_efficient": stops}
 
 

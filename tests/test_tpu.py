@@ -216,7 +216,8 @@ def test_the_page_on_scaling(tmp_path):
     done = python("-m", "experiments.scaling", table, f"--output={page}")
     assert done.returncode == 0, done.stderr
     text = page.read_text()
-    assert text.count("\n| 1024 | 4 |") == 3 and "89 million" in text and "256 chips" in text
+    assert text.count("\n| 1024 | 4 | 1 |") == 3 and "\n| 8 | 512 | 8 |" in text
+    assert "89 million" in text and "256 chips" in text
 
 
 @needs_libtpu

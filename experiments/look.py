@@ -25,11 +25,15 @@ MEMORY = (
     "a compiler that fuses them needs less. A batch is global, over all devices and pieces."
 )
 TPU = (
-    "Compiled for the slice, not run. Arithmetic and memory: what the chip's published peaks would "
-    "take for the step's operations, and for what it moves to and from the large memory (hbm), "
-    "read off the compiled module. accessed is what the compiler counts, the fast memory on the "
-    "chip included. The sum over replicas is not in it. train_remat is the step with remat=True, "
-    "which computes blocks again on the way back. What moves most:"
+    "Compiled for the slice, not run. Arguments (weights, moments, images), temporaries and code "
+    "lie in the chip's memory; memory share is their part of it. Arithmetic and memory ms: what "
+    "the chip's published peaks would take for the step's operations, and for what it moves to "
+    "and from the large memory (hbm), read off the compiled module; images per second are those "
+    "of the larger of the two, the most there can be. accessed is what the compiler counts, the "
+    "fast memory on the chip included. The sum over replicas is not in it. pieces are "
+    "accumulation_steps, train_remat the step with remat=True, which computes blocks again on the "
+    "way back. What moves most, by the compiler's names (slice-start and copy-start: fetched "
+    "ahead of use):"
 )
 
 

@@ -7,9 +7,10 @@ It writes preflight.html, with a grid of training images as the model sees them;
 standard output has all of it as JSON. The exit code is 0 if the run can begin; else 2, with what is
 in the way.
 
-With --tpu=v5e:2x4 the steps that train and evaluate are compiled for that slice as well, where
-there is no TPU (extra `aot`), in some minutes: do they compile, do they fit, what bounds their
-speed. --largest_batch compiles until the largest batch that fits is found.
+With --tpu=v5e:2x4 the steps that train and evaluate are compiled for that slice, where there is no
+TPU (extra `aot`), in some minutes: do they compile, do they fit, what bounds their speed. Its
+replicas and memory take the place of --replicas and --memory_gib. --largest_batch compiles until
+the largest batch that fits is found, to an eighth.
 """
 
 import functools
@@ -46,7 +47,7 @@ FULL = flags.DEFINE_bool("full", False, "Read every image, not a sample.")
 SAMPLE = flags.DEFINE_integer("sample", 1000, "Images of each split to look at.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 12.0, "How long to time the pipeline.", lower_bound=1)
 REPLICAS = flags.DEFINE_integer(
-    "replicas", None, "Devices of the run; those of --tpu, or 1.", lower_bound=1
+    "replicas", None, "Devices of the run, 1 by default.", lower_bound=1
 )
 TPU = flags.DEFINE_string("tpu", None, "A TPU slice to compile for, such as v5e:2x4.")
 LARGEST_BATCH = flags.DEFINE_bool("largest_batch", False, "Compile for the largest batch too.")
@@ -108,8 +109,11 @@ def look_at_data(source, config, warn, stop):
     return facts, pictures
 
 
-def look_at_pipeline(source, preprocessing, augmentation, config, warn, stop):
-    """Returns rates and where the time goes, and the first batches' images."""
+def look_at_pipeline(source, preprocessing, augmentation, config, wanted, warn, stop):
+    """Returns rates and where the time goes, and the first batches' images.
+
+    `wanted` is how many images/s the devices would take, or None.
+    """
     try:
         stages = look.time_stages(source, preprocessing, augmentation, config, SECONDS.value)
         grid = look.draw_batch(source, preprocessing, augmentation, config)
@@ -117,26 +121,47 @@ def look_at_pipeline(source, preprocessing, augmentation, config, warn, stop):
         stop("an image that was not among the sample cannot be decoded: --full names all such")
         return {}, []
     rate = stages["batches"]
-    if IMAGES_PER_SECOND.value and rate < IMAGES_PER_SECOND.value:
+    if wanted and rate < wanted:
+        most = "" if IMAGES_PER_SECOND.value else "at most "
         warn(
             f"this machine's pipeline makes {rate:.0f} images/s, the devices would take "
-            f"{IMAGES_PER_SECOND.value:.0f}: they will wait"
+            f"{most}{wanted:,.0f}: they will wait"
         )
     return {"images_per_second": {k: round(v, 1) for k, v in stages.items()}}, [grid]
 
 
 def look_at_model(config, num_classes, steps, warn, stop):
     """Returns parameters, memory and the length of the run."""
-    replicas = REPLICAS.value or (tpu.parse_slice(TPU.value).replicas if TPU.value else 1)
-    unit = replicas * config.accumulation_steps
+    replicas = tpu.parse_slice(TPU.value).replicas if TPU.value else REPLICAS.value or 1
     per_replica = training.check_global_batch(
         config.batch_size, replicas, config.accumulation_steps
     )
     total_steps, epochs = run_length(config, steps)
     model = build_model(config, num_classes, say)
     freeze(model, config.freeze)
+    facts = {
+        "parameters": model.count_params(),
+        "steps_per_epoch": steps,
+        "steps": epochs * steps,
+        "epochs": epochs,
+        "images_per_replica": per_replica // config.accumulation_steps,
+    }
+    if not TPU.value:  # else its compiler says more
+        facts |= look_at_memory(model, config, total_steps, per_replica, replicas, stop)
+    if config.warmup_steps > total_steps / 2:
+        warn(f"warmup_steps={config.warmup_steps} is more than half of {total_steps} steps")
+    if IMAGES_PER_SECOND.value:
+        facts["hours"] = round(
+            epochs * steps * config.batch_size / IMAGES_PER_SECOND.value / 3600, 2
+        )
+    return facts
+
+
+def look_at_memory(model, config, total_steps, per_replica, replicas, stop):
+    """Returns what a step takes on each device, and the largest batch."""
     pieces, config.accumulation_steps = config.accumulation_steps, 1
     compile_model(model, config, total_steps)
+    config.accumulation_steps = pieces
     state = state_bytes(model)
     if pieces > 1:  # the sum of the gradients
         state += sum(4 * int(np.prod(v.shape)) for v in model.trainable_variables)
@@ -149,37 +174,22 @@ def look_at_model(config, num_classes, steps, warn, stop):
 
     usable = USABLE * MEMORY_GIB.value * 2**30
     largest = int(max(usable - needed(0), 0) / for_each)
-    facts = {
-        "parameters": model.count_params(),
-        "steps_per_epoch": steps,
-        "steps": epochs * steps,
-        "epochs": epochs,
-        "images_per_replica": per_replica // pieces,
-        "gib_per_replica": round(needed(per_replica // pieces) / 2**30, 2),
-        "gib_of_state": round(state / 2**30, 2),
-        "largest_batch": largest * unit,
-    }
+    largest_batch = largest * replicas * pieces
+    gib = needed(per_replica // pieces) / 2**30
     if largest < per_replica // pieces:
-        way_out = (
-            "a device with more memory"
-            if not largest
-            else (
-                f"accumulation_steps={-(-per_replica // largest)}, or a batch of "
-                f"{largest * unit} at most"
-            )
-        )
-        gib = needed(per_replica // pieces) / 2**30
+        way_out = "a device with more memory"
+        if largest:
+            cut = -(-per_replica // largest)
+            way_out = f"accumulation_steps={cut}, or a batch of {largest_batch} at most"
         stop(
             f"a step of {per_replica // pieces} images needs about {gib:.3g} GiB on each device, "
             f"of which {USABLE * MEMORY_GIB.value:.3g} can be used: {way_out}"
         )
-    if config.warmup_steps > total_steps / 2:
-        warn(f"warmup_steps={config.warmup_steps} is more than half of {total_steps} steps")
-    if IMAGES_PER_SECOND.value:
-        facts["hours"] = round(
-            epochs * steps * config.batch_size / IMAGES_PER_SECOND.value / 3600, 2
-        )
-    return facts
+    return {
+        "gib_per_replica": round(gib, 2),
+        "gib_of_state": round(state / 2**30, 2),
+        "largest_batch": largest_batch,
+    }
 
 
 def look_at_tpu(config, mixes, num_classes, steps, warn, stop):
@@ -205,7 +215,8 @@ def look_at_tpu(config, mixes, num_classes, steps, warn, stop):
     if config.variant not in vk.RESNETS and not config.remat:
         other = compiled_model(remat=True)
         modules["train_remat"] = functools.partial(train, other), config.accumulation_steps
-    facts, reports = {"slice": TPU.value, "replicas": place.replicas}, {}
+    facts, reports = {"slice": place.topology, "replicas": place.replicas}, {}
+    searched = []
     for name, (module, pieces) in modules.items():
         say(f"compiling the step for {TPU.value}: {name} ...")
         try:
@@ -213,19 +224,25 @@ def look_at_tpu(config, mixes, num_classes, steps, warn, stop):
         except InputError as error:
             if name != "train_remat":
                 stop(str(error).rstrip("."))
+            if tpu.TOO_LARGE in str(error):
+                searched.append(name)
             continue
+        searched.append(name)
         facts[name] = reports[name].facts
         if facts[name]["memory_share"] > 1 and name != "train_remat":
             stop(f"the step ({name}) needs {facts[name]['memory_share']:.0%} of the memory")
     if "train" in facts and facts["train"]["bfloat16_share"] < 0.99:
         warn("not all matrix products are in bfloat16: dtype=mixed_bfloat16 is faster on a TPU")
     for name in ("train", "train_remat"):
-        if LARGEST_BATCH.value and name in facts:
+        if LARGEST_BATCH.value and name in searched:
             say(f"looking for the largest batch: {name} ...")
-            largest = tpu.largest_batch(modules[name][0], place, images)
+            module, pieces = modules[name]
+            largest = tpu.largest_batch(module, place, images, pieces, say)
             facts[name.replace("train", "largest_batch")] = largest * place.replicas
     table = ""
     if "train" in reports:
+        facts["verdict"] = told_of(place, facts["train"])
+        say(facts["verdict"])
         rows = tpu_module.by_operation(
             tpu_module.moved(reports["train"].compiled, config.accumulation_steps)
         )[:25]
@@ -235,8 +252,25 @@ def look_at_tpu(config, mixes, num_classes, steps, warn, stop):
     return facts, table
 
 
+def told_of(place, facts):
+    """Returns a sentence on a compiled training step."""
+    bound = "arithmetic" if facts["arithmetic_ms"] > facts["memory_ms"] else "memory traffic"
+    return (
+        f"On {place.topology} a training step takes {facts['memory_share']:.0%} of the memory and "
+        f"is bound by {bound}: {max(facts['arithmetic_ms'], facts['memory_ms']):.3g} ms at least, "
+        f"{facts['images_per_second']:,.0f} images/s at most."
+    )
+
+
 def main(_):
     """Looks, writes the page, and says whether to go on."""
+    if TPU.value is not None:
+        tpu.parse_slice(TPU.value)
+        if REPLICAS.present or MEMORY_GIB.present:
+            raise InputError(
+                "Give `tpu`, which has its replicas and memory, or `replicas` and `memory_gib`. "
+                f"Received: tpu={TPU.value} and others."
+            )
     config = read_config()
     warnings, obstacles = [], []
     sample = None if FULL.value else SAMPLE.value
@@ -254,15 +288,16 @@ def main(_):
     say("looking at images ...")
     images, pictures = look_at_data(source, config, warnings.append, obstacles.append)
     say("timing the pipeline ...")
+    wanted = IMAGES_PER_SECOND.value or devices.get("train", {}).get("images_per_second")
     pipeline, grid = look_at_pipeline(
-        source, preprocessing, augmentation, config, warnings.append, obstacles.append
+        source, preprocessing, augmentation, config, wanted, warnings.append, obstacles.append
     )
     result = {
         "ready": not obstacles, "obstacles": obstacles, "warnings": warnings, "data": images,
         "pipeline": pipeline, "model": model, "tpu": devices, "page": OUTPUT.value,
     }  # fmt: skip
     verdict = "The run can begin." if not obstacles else "The run should not begin."
-    on_tpu = []
+    memory, on_tpu = f"\n{look.MEMORY}" if not devices else "", []
     if devices:
         on_tpu = [page.Section("TPU", f"{look.told(devices)}\n{look.TPU}\n{moved}", [])]
     text = page.render(
@@ -273,7 +308,7 @@ def main(_):
             page.Section("Images", look.told(images), pictures),
             page.Section("What the model sees", "The first images of the run, augmented.", grid),
             page.Section("Pipeline", look.told(pipeline) + "\n" + look.STAGES, []),
-            page.Section("Model and run", look.told(model) + "\n" + look.MEMORY, []),
+            page.Section("Model and run", look.told(model) + memory, []),
             *on_tpu,
         ],
     )  # fmt: skip

@@ -5,6 +5,7 @@ over replicas. Nothing here has run on a TPU: the figures are the compiler's.
 """
 
 import json
+import math
 import multiprocessing
 import re
 import subprocess
@@ -19,7 +20,7 @@ import tensorflow as tf
 
 from experiments import tpu_module
 from vitkeras.errors import InputError
-from vitkeras.private import sum_is_taken
+from vitkeras.private import operations, sum_is_taken
 from vitkeras.tpu import as_target
 
 
@@ -31,17 +32,19 @@ class Chip(NamedTuple):
     bandwidth: float  # bytes, of the large memory
     links: float  # bytes, of all links to other chips together
     most: int  # in one slice
+    sides: int  # of a slice
 
 
 GIB = 2**30
 #: As https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and the pages of each version
 #: have them (read about). A v4 chip has two cores, with a replica each: halved here.
 CHIPS = {
-    "v4": Chip(16 * GIB, 275e12 / 2, 1228e9 / 2, 300e9 / 2, 2 * 4096),
-    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9, 256),
-    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9, 6144),
-    "v6e": Chip(32 * GIB, 918e12, 1640e9, 448e9, 256),
+    "v4": Chip(16 * GIB, 275e12 / 2, 1228e9 / 2, 300e9 / 2, 2 * 4096, 3),
+    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9, 256, 2),
+    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9, 6144, 3),
+    "v6e": Chip(32 * GIB, 918e12, 1640e9, 448e9, 256, 2),
 }
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # slices of two sides
 
 
 class Slice(NamedTuple):
@@ -58,16 +61,25 @@ def parse_slice(name):
     Raises:
         InputError: If it is none.
     """
-    match = re.fullmatch(r"(\w+):(\d+x\d+(?:x\d+)?)", name)
-    if not match or match[1] not in CHIPS:
+    kind, _, shape = name.lower().partition(":")
+    sides = [int(side) for side in shape.split("x") if side.isdecimal()]
+    chip = CHIPS.get(kind)
+    replicas = math.prod(sides) * (2 if kind == "v4" else 1)
+    if chip and chip.sides == 2:
+        right = shape in FLAT
+    else:  # a host has 2x2x1
+        right = chip and re.fullmatch(r"\d+x\d+x\d+", shape) and 0 < replicas <= chip.most
+        right = right and not any(side % 2 for side in sides[:2])
+    if not right:
         raise InputError(
-            f"`tpu` must be a chip and its slice, one of {', '.join(CHIPS)}, as in v5e:2x4 or "
-            f"v4:2x2x1. Received: tpu={name}."
+            f"`tpu` must be a chip and a slice that there is of it: v5e or v6e of {', '.join(FLAT)}"
+            "; v4 or v5p of three sides, the first two even, such as v5p:2x2x1. "
+            f"Received: tpu={name}."
         )
-    chips = 1
-    for side in match[2].split("x"):
-        chips *= int(side)
-    return Slice(match[1], name, chips * (2 if match[1] == "v4" else 1))
+    return Slice(kind, f"{kind}:{shape}", replicas)
+
+
+FAULT = "The step cannot be compiled for a TPU"
 
 
 def lower(step, *arguments):
@@ -79,25 +91,30 @@ def lower(step, *arguments):
     Raises:
         InputError: If an operation in it cannot be compiled; the sentence names it and its line.
     """
+    # Of tensors the compiler would know the values, and take them for shapes.
+    specs = [tf.TensorSpec(x.shape, x.dtype) for x in arguments]
     function = tf.function(step, jit_compile=True, autograph=False)
-    try:
-        with as_target():
-            text = function.experimental_get_compiler_ir(*arguments)(stage="stablehlo")
-    except (tf.errors.OpError, TypeError, ValueError) as error:
-        raise InputError(_fault(error)) from error
-    if re.search(r"tensor<(\d+x)*\?", text):
-        graph = function.get_concrete_function(*arguments).graph
-        found = next(filter(_is_dynamic, graph.get_operations()))
-        raise InputError(
-            f"The step cannot be compiled for a TPU{_line(found.traceback)}, operation "
-            f"{found.name}: the shape of what {found.type} returns depends on values."
-        )
+    with as_target():
+        try:
+            text = function.experimental_get_compiler_ir(*specs)(stage="stablehlo")
+        except (tf.errors.OpError, TypeError, ValueError) as error:
+            raise InputError(_fault(error, function, specs)) from error
+        if re.search(r"tensor<(\d+x)*\?", text):
+            graph = function.get_concrete_function(*specs).graph
+            found = next(filter(_is_dynamic, operations(graph)), None)
+            if found is None:
+                raise InputError(f"{FAULT}: shapes in it depend on values.")
+            raise InputError(
+                f"{FAULT}{_line(found.traceback)}, operation {found.name}: the shape of what "
+                f"{found.type} returns depends on values."
+            )
     return text
 
 
 def _is_dynamic(operation):
     """Whether it makes a shape that is not known out of those that are."""
-    if operation.type == "BroadcastGradientArgs":  # of shapes, which are known
+    # Gradients ask for shapes, which are known; what a function is given was made elsewhere.
+    if operation.type in ("BroadcastGradientArgs", "Placeholder"):
         return False
     known = all(tensor.shape.is_fully_defined() for tensor in operation.inputs)
     numbers = [t for t in operation.outputs if t.dtype not in (tf.resource, tf.variant)]
@@ -116,8 +133,13 @@ class _Frame(NamedTuple):
     lineno: int
 
 
-def _fault(error):
+def _fault(error, function, specs):
     text = str(error)
+    missing = re.search(r"\b(\w+) \(No registered", text)
+    if missing:  # then there is no line in it
+        every = operations(function.get_concrete_function(*specs).graph)
+        frames = next((o.traceback for o in every if o.type == missing[1]), ())
+        return f"{FAULT}{_line(frames)}: none can do {missing[1]}."
     operation = re.search(r"\{\{node ([^}]+)\}\}", text)
     reasons = [
         line.strip()
@@ -127,7 +149,7 @@ def _fault(error):
     frames = [_Frame(*found) for found in re.findall(r'File "([^"]+)", line (\d+)', text)]
     reason = (reasons or text.strip().splitlines() or ["unknown"])[0][:300]
     named = f", operation {operation[1]}" if operation else ""
-    return f"The step cannot be compiled for a TPU{_line(frames)}{named}: {reason}"
+    return f"{FAULT}{_line(frames)}{named}: {reason}"
 
 
 def train_module(model, images, mixes=False):
@@ -154,6 +176,9 @@ def evaluation_module(model, images):
 def _batch(model, images, mixes=False):
     labels = tf.zeros((images, *model.output_shape[1:] * mixes), tf.float32 if mixes else tf.int32)
     return tf.zeros((images, *model.input_shape[1:]), tf.uint8), labels
+
+
+TOO_LARGE = "RESOURCE_EXHAUSTED"  # as the compiler says it
 
 
 class Report(NamedTuple):
@@ -224,20 +249,25 @@ def _refused(error, place):
     return f"The compiler for {place.topology} refuses the step: {reason}"
 
 
-def largest_batch(module_of, place, start):
-    """Returns the largest number of images on a replica that compiles and fits, by bisection.
+def largest_batch(module_of, place, start, unit=1, tell=lambda text: None):
+    """Returns the largest number of images on a replica that compiles and fits; 0 if none does.
+
+    It is found by bisection, to an eighth of itself or to `unit`.
 
     Args:
         module_of: Function of a number of images that returns the StableHLO.
         place: A `Slice`.
-        start: A number to begin with.
+        start: A number to begin with, a multiple of `unit`.
+        unit: What numbers of images are multiples of.
+        tell: Called with a line before each try.
     """
 
     def fits(images):
+        tell(f"trying {images} images ...")
         try:
             report = compile_module(module_of(images), place, images)
         except InputError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
+            if TOO_LARGE in str(error):
                 return False
             raise
         return report.facts["memory_share"] <= 1
@@ -245,12 +275,12 @@ def largest_batch(module_of, place, start):
     low, high = 0, start
     while fits(high):
         low, high = high, 2 * high
-    step = max(8, start // 4)
-    while high - low > step:
-        middle = (low + high) // 2 // 8 * 8
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if fits(middle) else (low, middle)
+    while high - low > max(unit, low // 8):
+        middle = (low + high) // 2
+        # A TPU's tiles have rows of 8.
+        rounded = (middle // n * n for n in (math.lcm(8, unit), unit))
+        images = next(number for number in rounded if low < number < high)
+        low, high = (images, high) if fits(images) else (low, images)
     return low
 
 

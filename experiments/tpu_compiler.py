@@ -56,7 +56,10 @@ def main(module, topology, output):
     from jax.experimental import topologies
 
     text = as_for_a_tpu(Path(module).read_text())
-    device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    # A host has four chips, unless there is only one.
+    host = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
+    chips = topologies.get_topology_desc(platform="tpu", topology_name=topology, **host)
+    device = chips.devices[0]
     options = xla_client.CompileOptions()
     options.num_replicas = options.num_partitions = 1
     options.device_assignment = xla_client.DeviceAssignment.create(np.array([[device.id]]))

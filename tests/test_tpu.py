@@ -20,14 +20,17 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "v5e:2", "v5e:2x4x", "2x4"])
+@pytest.mark.parametrize(
+    "name", ["", "v5e", "v9:2x2", "v5e:2", "v5e:2x4x", "2x4", "v5e:0x4", "v5e:3x5", "v5e:16x32",
+             "v5e:2x2x1", "v4:2x4", "v4:2x0x2", "v4:1x2x2", "v5p:32x32x32"],
+)  # fmt: skip
 def test_no_slice(name):
-    with pytest.raises(InputError, match=f"`tpu` must be a chip .*Received: tpu={name}"):
+    with pytest.raises(InputError, match=rf"`tpu` must be a chip .*Received: tpu={name}\."):
         tpu.parse_slice(name)
 
 
 def test_slices():
-    assert tpu.parse_slice("v5e:2x4").replicas == 8
+    assert tpu.parse_slice("V5E:2x4") == tpu.Slice("v5e", "v5e:2x4", 8)
     assert tpu.parse_slice("v4:2x2x1") == tpu.Slice("v4", "v4:2x2x1", 8)
     assert tpu.parse_slice("v5p:2x2x4").replicas == 16
 
@@ -99,10 +102,32 @@ class Hostile(keras.layers.Layer):
             return tf.reduce_sum(tf.boolean_mask(x, x[:, 0] > 0), keepdims=True)  # HERE 1
         if self.way == "string":
             return tf.strings.to_number(tf.strings.as_string(x))  # HERE 2
-        return tf.linalg.eig(x[:3, :3])[0]  # HERE 3
+        if self.way == "unsupported":
+            return tf.linalg.eig(x[:3, :3])[0]  # HERE 3
+        count = tf.cast(x[0, 0], tf.int32)
+        if self.way == "range":
+            return tf.reduce_sum(tf.range(count), keepdims=True)  # HERE 4
+        if self.way == "tile":
+            return tf.tile(x, [count, 1])  # HERE 5
+        if self.way == "python":
+            return tf.py_function(lambda x: x, [x], tf.float32)  # HERE 6
+        if self.way == "function":
+            return tf.function(lambda: tf.reduce_sum(tf.unique(x[0])[0]))()  # HERE 7
+        if self.way == "branch":
+            some = lambda: tf.reduce_sum(tf.where(x > 0))  # noqa: E731 # HERE 8
+            return tf.cond(x[0, 0] > 0, some, lambda: tf.constant(0, tf.int64))
+        return tf.while_loop(
+            lambda i, s: i < 3,
+            lambda i, s: (i + 1, s + tf.reduce_sum(x[x > i])),  # HERE 9
+            [0.0, 0.0],
+        )
 
 
-@pytest.mark.parametrize("way, mark", [("dynamic shape", 1), ("string", 2), ("unsupported", 3)])
+WAYS = ("dynamic shape", "string", "unsupported", "range", "tile", "python", "function", "branch",
+        "loop")  # fmt: skip
+
+
+@pytest.mark.parametrize("mark, way", list(enumerate(WAYS, 1)))
 def test_a_step_that_no_tpu_takes_is_refused_with_its_line(way, mark):
     layer = Hostile(way)
     lines = (ROOT / "tests/test_tpu.py").read_text().splitlines()
@@ -118,13 +143,18 @@ def test_a_config_compiles_for_a_slice(tmp_path):
     done = python(
         "-m", "experiments.preflight", f"--config={ROOT / 'experiments/configs/digits.py'}",
         "--config.dtype=mixed_bfloat16", "--config.clip_norm=1.0", "--config.ema_momentum=0.99",
+        "--config.accumulation_steps=2",
         f"--config.data_dir={tmp_path}", "--seconds=1", "--tpu=v5e:2x2",
         f"--output={tmp_path / 'p.html'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])["tpu"]
+    result = json.loads(done.stdout.splitlines()[-1])
+    found = result["tpu"]
+    assert "gib_per_replica" not in result["model"] and "at most" in found["verdict"]
+    assert any("they will wait" in text for text in result["warnings"])
     train, evaluate = found["train"], found["evaluate"]
     assert found["replicas"] == 4 and train["images"] == 16
+    assert train["pieces"] == 2 and evaluate["pieces"] == 1
     assert train["device"] == "TPU v5 lite" and train["bfloat16_share"] > 0.99
     assert 2.5 < train["tflop"] / evaluate["tflop"] < 3.5
     assert 0 < evaluate["temporary_gib"] <= train["temporary_gib"] < 1
@@ -171,8 +201,11 @@ def test_computing_blocks_again_takes_less_memory():
     assert 1.2 < again["tflop"] / once["tflop"] < 1.45
 
 
-@pytest.mark.parametrize("most", [8, 100, 136, 1000])
-def test_the_largest_batch_is_found_by_halving(most, monkeypatch):
+@pytest.mark.parametrize(
+    "start, unit, most", [(64, 1, 8), (64, 1, 100), (64, 1, 1000), (8, 1, 4), (1024, 1, 200),
+                          (9, 3, 100), (16, 16, 100), (5, 5, 100), (64, 64, 63)],
+)  # fmt: skip
+def test_the_largest_batch_is_found_by_halving(start, unit, most, monkeypatch):
     asked = []
 
     def compiler(module, place, images):
@@ -182,8 +215,9 @@ def test_the_largest_batch_is_found_by_halving(most, monkeypatch):
         return tpu.Report({"memory_share": images / most}, "")
 
     monkeypatch.setattr(tpu, "compile_module", compiler)
-    found = tpu.largest_batch(lambda images: "", tpu.parse_slice("v5e:2x2"), 64)
-    assert found <= most < found + 32 and len(asked) < 12 and found in (0, *asked)
+    found = tpu.largest_batch(lambda images: "", tpu.parse_slice("v5e:2x2"), start, unit)
+    assert found <= most < found + max(unit, found / 8 + 1) and len(asked) < 12
+    assert found in (0, *asked) and not any(images % unit for images in asked)
 
 
 @needs_libtpu

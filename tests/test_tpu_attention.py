@@ -44,7 +44,10 @@ def test_how_many_images_a_tpu_attends_to_at_once():
     assert tpu.images_at_once(4, heads=12, tokens=197) == 4
     assert tpu.images_at_once(64, heads=12, tokens=577) == 4  # at most 16 pieces
     assert tpu.images_at_once(8, heads=16, tokens=10_001) == 1
+    for images in (130, 200, 240, 300, 4096):
+        assert -(-images // tpu.images_at_once(images, heads=16, tokens=577)) <= tpu.MOST_PIECES
     assert tpu.images_at_once(None, heads=12, tokens=197) is None
+    assert tpu.images_at_once(0, heads=12, tokens=197) is None
 
 
 def test_on_the_host_nothing_is_for_a_tpu():

@@ -82,7 +82,8 @@ class Dense(keras.layers.Dense):
         if tpu.is_target():
             # Tokens stay apart: a TPU's tiles of 8 rows make a copy of what is put together.
             kernel = ops.cast(self.kernel, x.dtype)
-            x = _einsum("btd,df->btf", x, kernel) + ops.cast(self.bias, x.dtype)
+            x = _einsum("btd,df->btf", x, kernel)
+            x = x + ops.cast(self.bias, x.dtype) if self.use_bias else x
             return self.activation(x)
         # A matrix: TensorFlow then adds the bias inside the product, and without a gradient the
         # GELU too.
@@ -227,7 +228,7 @@ class TransformerBlock(keras.layers.Layer):
         epsilon: Added to the variance in both LayerNorms.
         relative_positions: As in `SelfAttention`.
         remat: Whether training keeps only the input, and computes the block again on the way back:
-            less memory, a third more arithmetic, the same result.
+            less memory, a third more arithmetic, the same result; no second derivatives.
     Input shape: `(b, t, d)`.
     Output shape: `(b, t, d)`; with `return_attention_scores=True` also `(b, k, t, t)`.
         `scores_offset` as in `SelfAttention`.

@@ -77,6 +77,14 @@ def barrier(tensors):
     return gen_xla_ops.xla_optimization_barrier(tensors)
 
 
+def operations(graph):
+    """Returns the operations of a graph and of the functions, branches and loops in it."""
+    found = list(graph.get_operations())
+    for function in graph._functions.values():
+        found += operations(function.graph)
+    return found
+
+
 def in_xla():
     """Whether XLA will compile what is traced now, for a TPU or by `jit_compile`."""
     import tensorflow as tf

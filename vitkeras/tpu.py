@@ -42,13 +42,16 @@ def is_target():
 
 
 def images_at_once(images, heads, tokens):
-    """Returns how many images' scores are held at a time; all where `images` is None."""
-    if images is None:
+    """Returns how many images' scores are held at a time; None, for all, if their number is."""
+    if not images:
         return None
     # Rows of 8 and columns of 128, as they lie in memory.
     scores = heads * (-(-tokens // 8) * 8) * (-(-tokens // 128) * 128) * 2
-    at_once = max(1, PIECE_BYTES // scores, -(-images // MOST_PIECES))
-    return min(images, at_once // 8 * 8 or at_once)
+    most, least = max(1, PIECE_BYTES // scores), -(-images // MOST_PIECES)
+    at_once = most // 8 * 8 or most
+    if at_once < least:
+        at_once = least if least < 8 else -(-least // 8) * 8
+    return min(images, at_once)
 
 
 def pieces(x, heads):
@@ -65,7 +68,7 @@ def attend(operands):
         operands: Query, scaled already, key and value of each piece.
     Input shape: `(b, k, d/k, t)` each.
     Output shape: As the inputs, one for each piece. The gradient is that of the formula, in the
-        same types.
+        same types; a second derivative there is not.
     """
     import tensorflow as tf
 

@@ -60,6 +60,9 @@ to and from the chip's large memory, read off the compiled module; the two times
 published peaks take for the arithmetic and for that.
 """
 
+NAMES = """slice-start and copy-start bring operands into the fast memory ahead of their use, or results
+out of it. A name is that of the operation in the model, as far as the compiler kept it."""
+
 
 def row(name, argument, images, fields, place):
     """Returns the `tpu.Report` of a row."""
@@ -83,7 +86,8 @@ def listed(label, report):
     rows = tpu_module.by_operation(tpu_module.moved(report.compiled, report.facts["pieces"]))[
         : OPERATIONS.value
     ]
-    head = ["", f"## What moves most: {label}", "", "| GB | times | operation |", "|---|---|---|"]
+    head = ["", f"## What moves most: {label}", "", NAMES, "", "| GB | times | operation |"]
+    head.append("|---|---|---|")
     return head + [f"| {size / 1e9:.3f} | {times} | {what} |" for what, times, size in rows]
 
 

@@ -236,3 +236,29 @@ def test_blocks_computed_again_are_the_same_with_every_mask(jit_compile):
     assert any("seed" in weight.path for weight in model.non_trainable_variables)
     for once, again in zip(*found, strict=True):
         np.testing.assert_allclose(once, again, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_blocks_computed_again_have_the_masks_of_their_replica():
+    code = """
+import sys, keras, numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import vitkeras as vk
+
+def train(remat):
+    keras.utils.set_random_seed(0)
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        model = vk.vit("Ti/4", image_size=8, num_classes=3, hidden_dim=24, mlp_dim=48, num_heads=3,
+                       num_layers=2, dropout_rate=0.3, stochastic_depth_rate=0.3, remat=remat)
+        model.compile(keras.optimizers.SGD(0.3), "mse")
+    images = np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype("float32")
+    data = tf.data.Dataset.from_tensor_slices((images, images[:, 0, 0])).batch(16)
+    model.fit(data, epochs=4, verbose=0)
+    return np.concatenate([np.ravel(v) for v in model.trainable_variables])
+
+print(np.abs(train(True) - train(False)).max())
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout.splitlines()[-1]) < 1e-5

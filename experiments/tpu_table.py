@@ -60,8 +60,8 @@ to and from the chip's large memory, read off the compiled module; the two times
 published peaks take for the arithmetic and for that.
 """
 
-NAMES = """slice-start and copy-start bring operands into the fast memory ahead of their use, or results
-out of it. A name is that of the operation in the model, as far as the compiler kept it."""
+NAMES = """slice-start and copy-start bring operands into the fast memory ahead of their use, or
+results out of it. A name is that of the operation in the model, as far as the compiler kept it."""
 
 
 def row(name, argument, images, fields, place):

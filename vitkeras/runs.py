@@ -27,7 +27,8 @@ FILES = {
 }
 #: Fields of a config that a run may go on with another value of: they change no result.
 FREE = (
-    "data_dir", "max_bad_percent", "pictures_every", "save_minutes", "save_steps", "strategy",
+    "data_dir", "max_bad_percent", "pictures_every", "remat", "save_minutes", "save_steps",
+    "strategy",
 )  # fmt: skip
 
 

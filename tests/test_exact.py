@@ -18,10 +18,10 @@ def numbers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("replicas")
     script = ROOT / "tests" / "replica_runs.py"
     for place in ("reference", "1", "2", "4"):
-        done = python(script, place, folder / f"{place}.npz", timeout=900)
+        done = python(script, place, folder / f"{place}.npz", timeout=1800)
         assert done.returncode == 0, done.stderr[-2000:]
     hosts = start_hosts(2, script, "hosts", folder / "hosts{host}.npz")
-    for code, _, error in finish_hosts(hosts, timeout=900):
+    for code, _, error in finish_hosts(hosts, timeout=1800):
         assert code == 0, error[-2000:]
     (folder / "hosts0.npz").rename(folder / "hosts.npz")
     return {

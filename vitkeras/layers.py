@@ -333,7 +333,12 @@ class TransformerBlock(keras.layers.Layer):
         generators = [generator for generator in generators if generator]  # of those with a rate
         seeds = [generator.next() for generator in generators]
 
+        calls = []
+
         def again(x):
+            if calls and tpu.is_target():
+                x = tpu.renewed(x)  # else the compiler finds that all this was there before
+            calls.append(True)
             with contextlib.ExitStack() as stack:
                 for generator, seed in zip(generators, seeds, strict=True):
                     stack.enter_context(generator.giving(seed))

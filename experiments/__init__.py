@@ -1,1 +1,1 @@
-"""Runs from the command line: train, evaluate, predict, export, benchmark."""
+"""Runs of the paper: recipes, studies, benchmarks and tables. Not installed."""

@@ -1,29 +1,13 @@
-"""What is raised when the user's input is wrong, and when a run stops before its end."""
-
-import difflib
+"""Exceptions for invalid input, for a run that cannot continue and for an interrupted run."""
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; the message is one sentence that says what to do."""
+    """The user's input is invalid. The message states the rule, the value received and a fix."""
 
 
 class RunError(RuntimeError):
-    """A run cannot go on; the message is one sentence that says what happened and what is kept."""
+    """A run cannot continue. The message states what happened and which files are intact."""
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and its state is saved."""
-
-
-def check_range(name, value, holds, rule):
-    """Raises an InputError, `name` must be `rule`, unless it holds (a NaN never does)."""
-    if not holds:
-        raise InputError(f"`{name}` must be {rule}. Received: {name}={value}.")
-
-
-def nearest(word, choices):
-    """Returns ' Did you mean "x"?' for the choice most like `word`, or nothing."""
-    found = difflib.get_close_matches(
-        str(word), [str(choice) for choice in choices], n=1, cutoff=0.7
-    )
-    return f' Did you mean "{found[0]}"?' if found else ""
+    """A signal stopped the run after its state was saved."""

@@ -1,1 +1,1 @@
-"""One file per run; common.py explains every field."""
+"""Recipes of the ViT paper and of AugReg, one file each."""

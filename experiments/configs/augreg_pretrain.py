@@ -1,20 +1,21 @@
-"""Pretraining as in "How to train your ViT?": MODEL,DATA,RECIPE.
+"""Pretraining as in AugReg ("How to train your ViT?"). Argument: MODEL,DATA,RECIPE.
 
-DATA is imagenet or imagenet21k; RECIPE is none, light1, light2, medium1, medium2, strong1 or
-strong2: RandAugment's layers and magnitude, and mixup's alpha.
+DATA is imagenet or imagenet21k. RECIPE is none, light1, light2, medium1, medium2, strong1 or
+strong2: number of RandAugment operations, RandAugment magnitude, and alpha of mixup.
 
 Command: python -m experiments.train \
     --config=experiments/configs/augreg_pretrain.py:S/16,imagenet,medium1 --workdir=runs/augreg
-Hardware, duration, result: not run here. The paper trains for 300 epochs on ImageNet, for 30 and
-300 on ImageNet-21k, at 224, and varies besides: weight decay 0.1 (set) and 0.03; dropout and
-stochastic depth both 0 (set) or both 0.1.
+Hardware, duration, result: not run here. The paper trains at 224, for 300 epochs on ImageNet and
+for 30 and 300 on ImageNet-21k. It also compares weight decay 0.1 (in the recipe) and 0.03, and
+dropout and stochastic depth of 0 (in the recipe) and 0.1.
 
-What the authors do otherwise: on ImageNet-21k a sigmoid cross-entropy. ImageNet-21k is not among
-TensorFlow Datasets' own: name yours with --config.dataset.
+TensorFlow Datasets does not have ImageNet-21k: set --config.dataset.
+Difference from the authors' code: softmax instead of sigmoid cross-entropy on ImageNet-21k.
 Source: Steiner et al. 2021, sections 3.2 and 3.3.
 """
 
-from experiments.configs import augreg_transfer, common
+from experiments.configs import augreg_transfer
+from vitkeras.configs import base
 
 RECIPES = {
     "none": (0, 0, 0.0),
@@ -30,8 +31,8 @@ DATA = {"imagenet": ("imagenet2012", 300), "imagenet21k": ("imagenet21k", 30)}
 
 def get_config(argument="S/16,imagenet,medium1"):
     """Returns the config of a model on a data set with a recipe."""
-    config = common.get_config()
-    config.variant, data, recipe = common.parts(
+    config = base.get_config()
+    config.variant, data, recipe = base.split_argument(
         argument, model=augreg_transfer.MODELS, data=DATA, recipe=RECIPES
     )
     config.dataset, config.epochs = DATA[data]

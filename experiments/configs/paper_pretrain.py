@@ -1,27 +1,29 @@
-"""Pretraining as in the ViT paper, table 3: MODEL,DATA, where DATA is imagenet, imagenet21k or jft.
+"""Pretraining as in the ViT paper, table 3. Argument: MODEL,DATA.
 
-Command: python -m experiments.train --config=experiments/configs/paper_pretrain.py:B/16,imagenet \
-    --workdir=runs/pretrain
-Hardware, duration, result: not run here. The paper (table 2) used TPUv3: 2,500 core-days for H/14
-and 680 for L/16 on JFT-300M, 230 for L/16 on ImageNet-21k; fine-tuned on ImageNet, at 518 and 512,
-these are 88.55, 87.76 and 85.30 % right.
+DATA is imagenet, imagenet21k or jft.
 
-ImageNet is TensorFlow Datasets' imagenet2012, downloaded by hand. ImageNet-21k is not among its
-data sets and JFT-300M is not public: name your own with --config.dataset=folder:PATH, or a data set
-that lies prepared in --config.data_dir. Where the table has two lengths, L/16 on JFT (7 and 14
-epochs) and L/* on ImageNet-21k (30 and 90), the first is set; --config.epochs=14 takes the other.
+Command: python -m experiments.train \
+    --config=experiments/configs/paper_pretrain.py:B/16,imagenet --workdir=runs/pretrain
+Hardware, duration, result: not run here. The paper (table 2) reports TPUv3 core-days: 2,500 for
+H/14 and 680 for L/16 on JFT-300M, 230 for L/16 on ImageNet-21k. Fine-tuned on ImageNet at 518 and
+512, these models reach 88.55, 87.76 and 85.30 % accuracy.
 
-What the authors do otherwise: on ImageNet-21k and JFT-300M, where an image has several labels, a
-sigmoid cross-entropy, and a linear decay that ends at 1e-5; here it is softmax, and 0.
-Sources: Dosovitskiy et al. 2021, section 4.1 and appendix B.1; issues 2 and 34 of
-https://github.com/google-research/vision_transformer (pre_logits, decay, loss).
+ImageNet is imagenet2012 of TensorFlow Datasets, downloaded by hand. TensorFlow Datasets does not
+have ImageNet-21k, and JFT-300M is not public: set --config.dataset=folder:PATH or a data set that
+is prepared in --config.data_dir. Table 3 has two lengths for L/16 on JFT (7 and 14 epochs) and for
+L/* on ImageNet-21k (30 and 90); the recipe has the first one. Set --config.epochs for the other.
+
+Differences from the authors' code: softmax cross-entropy instead of sigmoid cross-entropy on
+ImageNet-21k and JFT-300M, whose images have several labels; linear decay to 0 instead of 1e-5.
+Sources: Dosovitskiy et al. 2021, section 4.1 and appendix B.1.1; for pre_logits, decay and loss,
+issues 2 and 34 of https://github.com/google-research/vision_transformer.
 """
 
-from experiments.configs import common
+from vitkeras.configs import base
 
 DATASETS = {"imagenet": "imagenet2012", "imagenet21k": "imagenet21k", "jft": "jft"}
 
-# Models; data, epochs, learning rate, decay, weight decay, dropout.
+# Models; data, epochs, learning rate, schedule, weight decay, dropout.
 TABLE = (
     (("B/16", "B/32"), "jft", 7, 8e-4, "linear", 0.1, 0.0),
     (("L/32",), "jft", 7, 6e-4, "linear", 0.1, 0.0),
@@ -43,16 +45,17 @@ MODELS = tuple(dict.fromkeys(model for model, _ in ROWS))
 
 def get_config(argument="B/16,imagenet"):
     """Returns the config of a model on a data set."""
-    model, data = common.parts(argument, model=MODELS, data=DATASETS)
-    common.parts(argument, model=[model], data=[d for m, d in ROWS if m == model])
-    config = common.get_config()
+    model, data = base.split_argument(argument, model=MODELS, data=DATASETS)
+    base.split_argument(argument, model=[model], data=[d for m, d in ROWS if m == model])
+    config = base.get_config()
     config.dataset = DATASETS[data]
     config.variant = model
     config.pre_logits = "/" in model
     config.batch_size = 4096
     config.warmup_steps = 10_000
     (
-        config.epochs, config.learning_rate, config.decay, config.weight_decay, config.dropout_rate
+        config.epochs, config.learning_rate, config.lr_schedule, config.weight_decay,
+        config.dropout_rate,
     ) = ROWS[model, data]  # fmt: skip
     if data == "imagenet":
         config.clip_norm = 1.0

@@ -1,24 +1,25 @@
-"""The paper's point in small: real pretrained weights, fine-tuned on 10 images of each class.
+"""The claim of the paper at small scale: pretrained weights, fine-tuned on ten images per class.
 
-Command, after that of experiments/real_weights.py:
+Commands:
+    python -m experiments.studies.real_weights --output=weights/dinov2_small
     python -m experiments.train --config=experiments/configs/transfer_digits.py \
         --workdir=runs/transfer_digits
-From scratch, with the best of the rates 1e-4, 3e-4 and 1e-3 and three times as long:
+From scratch, with the best of the learning rates 1e-4, 3e-4 and 1e-3, and three times as long:
     ... --config.init_from= --config.layer_decay=1 --config.epochs=90 --config.learning_rate=1e-4
-Hardware, duration: two CPU cores, 83 s, and 182 s from scratch.
-Result, of 179 test images, --config.seed=0, 1 and 2: 93.3 %, 93.3 % and 94.4 %; from scratch
-45.8 %, 54.2 % and 47.5 %. (Which 100 images train is chosen by the seed too.)
+Hardware, duration: two CPU cores, 83 s; 182 s from scratch.
+Result on the 179 test images with --config.seed=0, 1 and 2: 93.3 %, 93.3 % and 94.4 %; from scratch
+45.8 %, 54.2 % and 47.5 %. The seed also selects the 100 training images.
 """
 
-from experiments.configs import common
+from vitkeras.configs import base
 
 
 def get_config():
     """Returns the config: a DINOv2 ViT-S/14 at 56 on 100 digits."""
-    config = common.get_config()
+    config = base.get_config()
     config.dataset = "digits"
     config.shots = 10
-    config.augmentation = "affine"
+    config.crop = "affine"
     config.variant = "S/14"
     config.layer_scale = 1.0
     config.gelu = "exact"

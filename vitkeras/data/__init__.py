@@ -1,11 +1,11 @@
-"""Images in: sources, preprocessing and batches. Everything here needs TensorFlow."""
+"""Data sources, preprocessing, augmentation and batches. Needs TensorFlow on every backend."""
 
 from vitkeras.data.augmentation import CROPS, Augmentation
 from vitkeras.data.folder import FolderSource
 from vitkeras.data.pipeline import evaluation_batches, steps_per_epoch, training_batches
 from vitkeras.data.preprocessing import Preprocessing, decode_image
 from vitkeras.data.sources import open_source
-from vitkeras.data.splits import stratified_split
+from vitkeras.data.splits import SPLITS, stratified_split
 from vitkeras.data.tfds import TFDSSource
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "CROPS",
     "FolderSource",
     "Preprocessing",
+    "SPLITS",
     "TFDSSource",
     "decode_image",
     "evaluation_batches",

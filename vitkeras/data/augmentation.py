@@ -1,7 +1,6 @@
-"""What training does to images: a crop and more to each, and mixing within a batch.
+"""Augmentation of training images: per image, and mixup or CutMix within a batch.
 
-All of it is a function of a seed, so a run that was stopped goes on with the images that it would
-have seen.
+All of it is a function of a seed, so that a resumed run trains on the same images.
 """
 
 import dataclasses
@@ -9,32 +8,35 @@ import math
 
 import tensorflow as tf
 
+from vitkeras.arguments import check_choice, check_float, check_int, check_range
 from vitkeras.data.mixing import mix
-from vitkeras.data.preprocessing import decode_image, not_too_large
+from vitkeras.data.preprocessing import Preprocessing, assert_max_pixels, decode_image
 from vitkeras.data.randaugment import GRAY, rand_augment
-from vitkeras.errors import InputError, check_range, nearest
+from vitkeras.data.sharding import HostShard
 
-#: none: as in evaluation. inception: a crop of 5-100 % of the area, resized. inception_flip: that
-#: and a random mirror image. affine: turned, sheared, scaled and shifted a little (small images of
-#: signs, such as digits, that neither a crop nor a mirror leaves what they are).
+#: none: as in evaluation. inception: a random crop of 5-100 % of the area, resized. inception_flip:
+#: the same and a random horizontal flip. affine: a small random rotation, shear, scale and
+#: translation, for symbols such as digits, which crops and flips would change.
 CROPS = ("none", "inception", "inception_flip", "affine")
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What becomes of a training image, in this order.
+    """The augmentation of a run. Its steps are applied in this order.
 
     Args:
         crop: One of `CROPS`.
-        color_jitter: Brightness, contrast and saturation are each multiplied by up to 1 plus or
-            minus this.
-        randaug_layers, randaug_magnitude: RandAugment, as AugReg counts; 0 layers for none.
-        erasing_rate: Share of the images of which a rectangle is noise.
-        mixup_alpha: Of the beta distribution that mixup draws from; 0 for none.
-        mixup_per_example: Whether each example has a share of its own, not each batch.
-        cutmix_alpha: Likewise of CutMix. With both, each batch gets one of them.
+        color_jitter: Strength s; brightness, contrast and saturation are each multiplied by a
+            factor from [1 - s, 1 + s].
+        randaug_layers: Number of RandAugment operations; 0 for no RandAugment.
+        randaug_magnitude: Magnitude of these, 0 to 30, on the scale of AugReg.
+        erasing_rate: Probability that a rectangle of an image is replaced by noise.
+        mixup_alpha: Parameter of the beta distribution of mixup's coefficient; 0 for no mixup.
+        mixup_per_example: Whether each example has its own coefficient instead of each batch.
+        cutmix_alpha: The same as `mixup_alpha` for CutMix. If both are positive, each batch gets
+            one of them at random.
     Raises:
-        InputError: If a number is out of range or the crop is unknown.
+        InputError: If an argument is out of range.
     Source: Steiner et al. 2021 (mixup and RandAugment); Zhong et al. 2020, "Random Erasing"; Yun et
         al. 2019, "CutMix".
     """
@@ -49,41 +51,42 @@ class Augmentation:
     cutmix_alpha: float = 0.0
 
     def __post_init__(self):
-        """Checks what it was given."""
-        if self.crop not in CROPS:
-            raise InputError(
-                f"`augmentation` must be one of {CROPS}. Received: augmentation={self.crop!r}."
-                f"{nearest(self.crop, CROPS)}"
-            )
-        for name, low, high, rule in (
-            ("color_jitter", 0, 1, "between 0 and 1"),
-            ("randaug_layers", 0, 16, "between 0 and 16"),
-            ("randaug_magnitude", 0, 30, "between 0 and 30"),
-            ("erasing_rate", 0, 1, "between 0 and 1"),
-            ("mixup_alpha", 0, math.inf, "0 or more"),
-            ("cutmix_alpha", 0, math.inf, "0 or more"),
+        check_choice("crop", self.crop, CROPS)
+        check_int("randaug_layers", self.randaug_layers, 0)
+        for name, high in (
+            ("color_jitter", 1),
+            ("randaug_layers", 16),
+            ("randaug_magnitude", 30),
+            ("erasing_rate", 1),
         ):
-            value = getattr(self, name)
-            check_range(name, value, low <= value <= high, rule)
+            rule = f"between 0 and {high}"
+            value = check_float(name, getattr(self, name), 0, math.inf, rule)
+            check_range(name, value, value <= high, rule)
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            check_float(name, getattr(self, name), 0, math.inf, "0 or more")
 
     @property
-    def mixes(self):
-        """Whether labels become shares of classes."""
+    def mixes(self) -> bool:
+        """Whether labels become class probabilities."""
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
-    def image(self, preprocessing, image_bytes, seed):
-        """Returns one augmented image, uint8 `(h, w, 3)`.
+    def image(
+        self, preprocessing: Preprocessing, image_bytes: tf.Tensor, seed: tf.Tensor
+    ) -> tf.Tensor:
+        """Decodes, augments and resizes one image.
 
         Args:
-            preprocessing: The run's `Preprocessing`.
+            preprocessing: The preprocessing of the run.
             image_bytes: Scalar string.
-            seed: int32 `(2,)`; the same seed gives the same image.
+            seed: int32 `(2,)`.
+        Returns:
+            uint8 `(h, w, 3)`.
         """
         if self.crop in ("none", "affine"):
             image = preprocessing.evaluation_image(image_bytes)
-            image = _affine(image, seed) if self.crop == "affine" else image
+            image = _random_affine(image, seed) if self.crop == "affine" else image
         else:
-            image = preprocessing.pixels(_inception_crop(image_bytes, seed))
+            image = preprocessing.resize(_inception_crop(image_bytes, seed))
         if self.crop == "inception_flip":
             image = tf.image.stateless_random_flip_left_right(image, seed + [0, 1])
         fold = tf.random.experimental.stateless_fold_in
@@ -95,109 +98,129 @@ class Augmentation:
             image = _erase(image, fold(seed, 3), self.erasing_rate)
         return image
 
-    def batch(self, images, labels, seed, num_classes, share=None):
-        """Returns a batch with its images mixed, and labels `(b, classes)` where they are.
+    def batch(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        seed: tf.Tensor,
+        num_classes: int,
+        shard: HostShard | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mixes a batch, see `mix`.
 
-        `share` tells which part of the batch it is; None for the whole.
+        Args:
+            images: uint8 `(b, h, w, 3)`.
+            labels: int32 `(b,)`.
+            seed: int32 `(2,)`, the seed of the batch.
+            num_classes: Number of classes.
+            shard: The part of a global batch that `images` is; None for a complete batch.
+        Returns:
+            Images and labels `(b, classes)`; the arguments if the augmentation does not mix.
         """
         if not self.mixes:
             return images, labels
-        labels = tf.one_hot(labels, num_classes)
         return mix(
-            images, labels, seed, self.mixup_alpha, self.mixup_per_example, self.cutmix_alpha, share
-        )
+            images, tf.one_hot(labels, num_classes), seed, self.mixup_alpha,
+            self.mixup_per_example, self.cutmix_alpha, shard,
+        )  # fmt: skip
 
 
 def _color_jitter(image, seed, strength):
-    """Multiplies brightness, contrast and saturation, in this order."""
-    draws = tf.random.stateless_uniform((3,), seed, 1 - strength, 1 + strength)
-    bright, contrast, saturation = tf.unstack(draws)
-    pixels = tf.reshape(tf.cast(image, tf.float32), (-1, 3)) * bright
-    grey = tf.constant(GRAY)[:, None]  # (3, 1)
-    mean = tf.reduce_mean(tf.matmul(pixels, grey))
+    factors = tf.random.stateless_uniform((3,), seed, 1 - strength, 1 + strength)
+    brightness, contrast, saturation = tf.unstack(factors)
+    pixels = tf.reshape(tf.cast(image, tf.float32), (-1, 3)) * brightness
+    gray = tf.constant(GRAY)[:, None]  # (3, 1)
+    mean = tf.reduce_mean(tf.matmul(pixels, gray))
     pixels = mean + contrast * (pixels - mean)
-    grey = tf.matmul(pixels, grey)  # (h*w, 1)
-    pixels = tf.clip_by_value(grey + saturation * (pixels - grey), 0.0, 255.0)
+    gray = tf.matmul(pixels, gray)  # (h*w, 1)
+    pixels = tf.clip_by_value(gray + saturation * (pixels - gray), 0.0, 255.0)
     return tf.reshape(tf.cast(tf.round(pixels), tf.uint8), image.shape)
 
 
 def _erase(image, seed, rate):
-    """Fills a rectangle with noise: 2 to 33 % of the area, aspect 0.3 to 3.3."""
+    """Fills a rectangle with noise: 2 to 33 % of the area, aspect ratio 0.3 to 3.3."""
     height, width = image.shape[:2]
     draws = tf.random.stateless_uniform((5,), seed)
     area = (0.02 + 0.31 * draws[1]) * (height * width)
     aspect = tf.exp((2 * draws[2] - 1) * math.log(1 / 0.3))
 
-    def place(side, length, draw):
+    def interval(side, length, draw):
         length = tf.minimum(tf.cast(tf.round(length), tf.int32), side)
         begin = tf.cast(draw * tf.cast(side - length + 1, tf.float32), tf.int32)
-        at = tf.range(side)
-        return (at >= begin) & (at < begin + length)
+        index = tf.range(side)
+        return (index >= begin) & (index < begin + length)
 
     def erased():
-        rows = place(height, tf.sqrt(area * aspect), draws[3])
-        columns = place(width, tf.sqrt(area / aspect), draws[4])
-        hole = tf.cast(rows[:, None] & columns, tf.uint8)[..., None]  # (h, w, 1)
+        rows = interval(height, tf.sqrt(area * aspect), draws[3])
+        columns = interval(width, tf.sqrt(area / aspect), draws[4])
+        mask = tf.cast(rows[:, None] & columns, tf.uint8)[..., None]  # (h, w, 1)
         noise = tf.random.stateless_uniform(image.shape, seed + [0, 1], 0, 256, tf.int32)
-        return image * (1 - hole) + tf.cast(noise, tf.uint8) * hole
+        return image * (1 - mask) + tf.cast(noise, tf.uint8) * mask
 
     return tf.cond(draws[0] < rate, erased, lambda: image)
 
 
-def _affine(image, seed):
-    """Turns by up to 15 degrees, shears and scales by up to 0.15, shifts by up to an eighth."""
-    turn, shear, y_scale, x_scale, y, x = tf.unstack(
+def _random_affine(image, seed):
+    """Rotates by up to 15 degrees, shears and scales by up to 0.15, translates by up to 1/8."""
+    angle, shear, y_scale, x_scale, y, x = tf.unstack(
         tf.random.stateless_uniform((6,), seed, -1.0, 1.0)
     )
-    moved = move(
+    image = affine_transform(
         tf.cast(image, tf.float32),
-        turn=turn * (math.pi / 12),
+        angle=angle * (math.pi / 12),
         shear=shear * 0.15,
         scale=(1 + 0.15 * y_scale, 1 + 0.15 * x_scale),
-        shift=(y / 8, x / 8),
+        translation=(y / 8, x / 8),
     )
-    return tf.cast(tf.round(moved), tf.uint8)
+    return tf.cast(tf.round(image), tf.uint8)
 
 
-def move(image, turn=0.0, shear=0.0, scale=(1.0, 1.0), shift=(0.0, 0.0)):
-    """Turns, shears, scales and shifts an image about its centre.
+def affine_transform(
+    image: tf.Tensor,
+    angle: float | tf.Tensor = 0.0,
+    shear: float | tf.Tensor = 0.0,
+    scale: tuple[float | tf.Tensor, float | tf.Tensor] = (1.0, 1.0),
+    translation: tuple[float | tf.Tensor, float | tf.Tensor] = (0.0, 0.0),
+) -> tf.Tensor:
+    """Rotates, shears, scales and translates an image about its center, bilinearly.
 
-    Bilinear; what comes in from outside is black (0).
+    Pixels outside of the image are 0.
 
     Args:
-        image: float32 `(h, w, 3)`, of static shape.
-        turn: Angle in radians, counter-clockwise.
-        shear: Rows are moved by this times their distance from the middle row.
-        scale: (y, x): how much of the input a unit of the output spans.
-        shift: (y, x) in heights and widths: how far the window on the input moves down and right.
+        image: float32 `(h, w, 3)` of static shape.
+        angle: Rotation in radians, counterclockwise.
+        shear: Horizontal offset per unit of distance from the center row.
+        scale: (y, x): length in the input that a unit of length in the output covers.
+        translation: (y, x): offset of the sampled window in the input, down and right, as a
+            fraction of height and width.
     Returns:
         float32 of the same shape.
     """
     height, width = (float(side) for side in image.shape[:2])
-    # Rows of the map from a place (x, y) of the output, seen from the centre, to one of the input.
-    a, b = scale[1] * tf.cos(turn), scale[0] * (shear - tf.sin(turn))
-    c, d = scale[1] * tf.sin(turn), scale[0] * tf.cos(turn)
-    middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
-    shift_x = middle_x - a * middle_x - b * middle_y + shift[1] * width
-    shift_y = middle_y - c * middle_x - d * middle_y + shift[0] * height
-    moved = tf.raw_ops.ImageProjectiveTransformV3(
+    # Relative to the center, output (x, y) is sampled at input (a x + b y, c x + d y).
+    a, b = scale[1] * tf.cos(angle), scale[0] * (shear - tf.sin(angle))
+    c, d = scale[1] * tf.sin(angle), scale[0] * tf.cos(angle)
+    center_x, center_y = (width - 1) / 2, (height - 1) / 2
+    offset_x = center_x - a * center_x - b * center_y + translation[1] * width
+    offset_y = center_y - c * center_x - d * center_y + translation[0] * height
+    transformed = tf.raw_ops.ImageProjectiveTransformV3(
         images=image[None],
-        transforms=tf.stack([a, b, shift_x, c, d, shift_y, 0.0, 0.0])[None],
+        transforms=tf.stack([a, b, offset_x, c, d, offset_y, 0.0, 0.0])[None],
         output_shape=image.shape[:2],
         fill_value=0.0,
         interpolation="BILINEAR",
         fill_mode="CONSTANT",
     )
-    return moved[0]
+    return transformed[0]
 
 
 def _inception_crop(image_bytes, seed):
-    """Returns uint8 `(?, ?, 3)`: 5-100 % of the area, aspect 3/4 to 4/3.
+    """Returns a crop, uint8 `(?, ?, 3)`: 5-100 % of the area, aspect ratio 3/4 to 4/3.
 
-    Of a JPEG only the crop is decoded.
+    Only the crop of a JPEG is decoded.
     """
 
-    def window(shape):
+    def sample_box(shape):
         begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
             shape,
             tf.zeros((0, 0, 4)),
@@ -208,15 +231,16 @@ def _inception_crop(image_bytes, seed):
         )
         return begin[0], begin[1], size[0], size[1]
 
-    def jpeg():
+    def crop_jpeg():
         sides = tf.io.extract_jpeg_shape(image_bytes)[:2]
-        checked = not_too_large(image_bytes, tf.reduce_prod(tf.cast(sides, tf.int64)))
-        shape = tf.concat([sides, [3]], 0)  # CMYK reports 4 channels
-        return tf.image.decode_and_crop_jpeg(checked, tf.stack(window(shape)), channels=3)
+        checked = assert_max_pixels(image_bytes, tf.reduce_prod(tf.cast(sides, tf.int64)))
+        shape = tf.concat([sides, [3]], 0)  # extract_jpeg_shape returns 4 channels for CMYK
+        return tf.image.decode_and_crop_jpeg(checked, tf.stack(sample_box(shape)), channels=3)
 
-    def other():
+    def crop_other():
         image = decode_image(image_bytes)
-        y, x, height, width = window(tf.shape(image))
+        y, x, height, width = sample_box(tf.shape(image))
         return image[y : y + height, x : x + width]
 
-    return tf.ensure_shape(tf.cond(tf.io.is_jpeg(image_bytes), jpeg, other), (None, None, 3))
+    image = tf.cond(tf.io.is_jpeg(image_bytes), crop_jpeg, crop_other)
+    return tf.ensure_shape(image, (None, None, 3))

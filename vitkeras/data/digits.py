@@ -1,4 +1,4 @@
-"""The embedded data set: 1,797 real scanned digits of 8x8 pixels, from scikit-learn."""
+"""The data set digits: 1,797 scanned digits of 8x8 pixels that scikit-learn includes."""
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -38,10 +38,10 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         bunch = load_digits()
         images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # (1797, 8, 8, 1)
         names = [f"{i:04d}" for i in range(len(images))]
-        parts = stratified_split(names, bunch.target, FRACTIONS)
+        splits = stratified_split(names, bunch.target, FRACTIONS)
         return {
             split: self._generate_examples(images[indices], bunch.target[indices], indices)
-            for split, indices in parts.items()
+            for split, indices in splits.items()
         }
 
     def _generate_examples(self, images, labels, indices):

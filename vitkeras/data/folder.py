@@ -1,54 +1,66 @@
-"""A folder of images with one sub-folder per class, as a source."""
+"""A data source that reads a folder of images with one sub-folder per class."""
 
 import hashlib
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from vitkeras.data.checking import find_bad
-from vitkeras.data.listing import is_folder, list_classes, stamp
-from vitkeras.data.splits import SPLITS, choose_shots, stratified_split
-from vitkeras.data.stored import Columns
-from vitkeras.errors import InputError, nearest
+from vitkeras.arguments import did_you_mean
+from vitkeras.data.examples import InMemoryExamples
+from vitkeras.data.folder_listing import is_folder, list_classes, stamp
+from vitkeras.data.splits import SPLITS, select_shots, stratified_split
+from vitkeras.data.validation import find_undecodable
+from vitkeras.errors import InputError
 
 
 class FolderSource:
     """A folder of JPEG and PNG images with one sub-folder per class.
 
-    With sub-folders train/ and test/ (and perhaps validation/ or val/) these are the splits, and
-    what is missing of validation is cut from train (10 %). Without them the split is 80/10/10.
-    Both cuts are stratified by class and seeded. Files that cannot be decoded are left out and
-    listed in `bad_images`.
+    If the folder has train/ and test/ (and optionally validation/ or val/), these are the splits,
+    and a missing validation split is 10 % of train. Otherwise the splits are 80 %, 10 % and 10 %.
+    Both are stratified by class and depend on the seed. Files that cannot be decoded are left out
+    and listed in `bad_images`.
 
     Args:
-        path: The folder, on a disk or in an object store (gs://...).
-        seed: Chooses the split and the shots.
-        validation_percent: How much of what is cut is validation; None for 10.
-        shots: Training images of each class, of those that can be decoded; None for all.
-        say: Takes lines that tell how far the first reading of the images is; None for none.
-        sample: Files of each split that are decoded beforehand, the others being taken for good
-            ones; None for all.
+        path: The folder, on a local disk or in an object store (gs://...).
+        seed: Selects the split and the shots.
+        validation_percent: Percentage of the validation split where there is none; None for 10.
+        shots: Number of training images per class, among those that can be decoded; None for all.
+        sample: Number of files of each split that are decoded for validation; the others are
+            assumed to be decodable. None for all.
+    Raises:
+        InputError: If the folder or a class in it is missing or empty.
     """
 
-    def __init__(self, path, seed=0, validation_percent=None, shots=None, say=None, sample=None):
+    def __init__(
+        self,
+        path: str,
+        seed: int = 0,
+        validation_percent: float | None = None,
+        shots: int | None = None,
+        sample: int | None = None,
+    ):
         self.path = str(path).rstrip("/")
-        self.seed, self.shots, self.say, self.sample = seed, shots, say, sample
-        self.bad_images = []  # (path below the folder, reason)
-        self._checked = {}
+        self.seed, self.shots, self.sample = seed, shots, sample
+        self.bad_images: list[tuple[str, str]] = []  # pairs (path relative to the folder, reason)
+        self._validated: dict[str, Any] = {}
         if not is_folder(self.path):
-            raise InputError(f"`folder:PATH` must name a folder. Received: {path}.")
-        share = (validation_percent or 10) / 100
+            raise InputError(f"`folder:PATH` must be an existing folder. Received: {path}.")
+        fraction = (validation_percent or 10) / 100
         if self._has("train") and self._has("test"):
-            self._read_splits(share)
+            self._read_splits(fraction)
         elif self._has("train") and self._validation_folders():
-            # Else train and val would be taken for two classes.
+            # Otherwise train and val would be two classes.
             raise InputError(
                 "A folder with train/ and validation/ or val/ must have test/ too. "
                 f"Received: {path}. Rename or copy a split to test/."
             )
         else:
             self.class_names, files, labels = list_classes(self.path)
-            self._cut(files, labels, {"train": 0.9 - share, "validation": share, "test": 0.1})
+            self._split(
+                files, labels, {"train": 0.9 - fraction, "validation": fraction, "test": 0.1}
+            )
 
     def _has(self, name):
         return is_folder(f"{self.path}/{name}")
@@ -60,108 +72,119 @@ class FolderSource:
         names, files, labels = list_classes(f"{self.path}/{folder}")
         return names, [f"{folder}/{file}" for file in files], labels
 
-    def _read_splits(self, share):
+    def _read_splits(self, fraction):
         self.class_names, files, labels = self._list("train")
         validation = self._validation_folders()
         if validation:
             self.files = {"train": (files, labels)}
         else:
-            self._cut(files, labels, {"train": 1 - share, "validation": share})
+            self._split(files, labels, {"train": 1 - fraction, "validation": fraction})
         for split, folder in [("test", "test")] + [("validation", n) for n in validation[:1]]:
             names, files, labels = self._list(folder)
             unknown = sorted(set(names) - set(self.class_names))
             if unknown:
                 raise InputError(
                     f"Every class in {folder}/ must be in train/ too. Received: {unknown[:5]}, "
-                    f"which train/ does not have.{nearest(unknown[0], self.class_names)}"
+                    f"which train/ does not have.{did_you_mean(unknown[0], self.class_names)}"
                 )
-            places = np.array([self.class_names.index(name) for name in names])
-            self.files[split] = (files, places[labels])
+            train_labels = np.array([self.class_names.index(name) for name in names])
+            self.files[split] = (files, train_labels[labels])
 
-    def _cut(self, files, labels, fractions):
-        parts = stratified_split(files, labels, fractions, self.seed)
-        self.files = {s: ([files[i] for i in part], labels[part]) for s, part in parts.items()}
+    def _split(self, files, labels, fractions):
+        splits = stratified_split(files, labels, fractions, self.seed)
+        self.files = {
+            split: ([files[i] for i in indices], labels[indices])
+            for split, indices in splits.items()
+        }
 
-    def check(self, split):
-        """Decodes every file of a split, unless it is remembered as good.
+    def validate(self, split: str) -> "ValidatedSplit":
+        """Decodes every file of a split unless it was decoded before, and selects the shots.
 
-        Returns:
-            `[(path below the folder, reason)]` of those that fail.
         Raises:
-            InputError: If the split has no image that can be decoded, or too few for the shots.
+            InputError: If the split has no image that can be decoded, or too few for `shots`.
         """
-        if split not in self._checked:
-            files, labels = self.files[split]
-            if not files:
-                raise InputError(
-                    "A split must have an image. Received: "
-                    f"{self.path}, split {split}, with none. Give every class 3 images or more."
-                )
-            places = np.arange(len(files))
-            if self.sample is not None and self.sample < len(files):
-                rng = np.random.default_rng(self.seed)
-                places = np.sort(rng.choice(places, self.sample, replace=False))
-            stamps = {i: stamp(f"{self.path}/{files[i]}") for i in places.tolist()}
-            found = find_bad(self.path, [files[i] for i in stamps], stamps.values(), self.say)
-            reasons = {int(places[i]): reason for i, reason in found.items()}
-            bad = [(files[i], reason) for i, reason in reasons.items()]
-            if len(bad) == len(files):
-                raise InputError(
-                    f"A split must have an image that can be decoded. Received: {self.path}, split "
-                    f"{split}, with {len(files)} files, the first of them "
-                    f"{bad[0][0]}: {bad[0][1]}."
-                )
-            kept = [i for i in range(len(files)) if i not in reasons]
-            if split == "train" and self.shots is not None:
-                names = [files[i] for i in kept]
-                chosen = choose_shots(names, labels[kept], self.shots, self.seed, self.class_names)
-                kept = [kept[i] for i in chosen]
+        if split not in self._validated:
+            self._validated[split] = self._validate(split, *self.files[split])
+        return self._validated[split]
+
+    def _validate(self, split, files, labels):
+        if not files:
+            raise InputError(
+                f"A split must have an image. Received: {self.path}, split {split}, with none. "
+                "Add images: every class needs at least 3."
+            )
+        indices = np.arange(len(files))
+        if self.sample is not None and self.sample < len(files):
+            rng = np.random.default_rng(self.seed)
+            indices = np.sort(rng.choice(indices, self.sample, replace=False))
+        stamps = {i: stamp(f"{self.path}/{files[i]}") for i in indices.tolist()}
+        found = find_undecodable(self.path, [files[i] for i in stamps], stamps.values())
+        reasons = {int(indices[i]): reason for i, reason in found.items()}
+        bad = [(files[i], reason) for i, reason in reasons.items()]
+        if len(bad) == len(files):
+            raise InputError(
+                f"A split must have an image that can be decoded. Received: {self.path}, split "
+                f"{split}, with {len(files)} files, of which none can be decoded. The first is "
+                f"{bad[0][0]}: {bad[0][1]}."
+            )
+        kept = [i for i in range(len(files)) if i not in reasons]
+        if split == "train" and self.shots is not None:
             names = [files[i] for i in kept]
-            self._checked[split] = bad, names, labels[kept], [stamps.get(i) for i in kept]
-            self.bad_images += bad
-        return self._checked[split][0]
+            selected = select_shots(names, labels[kept], self.shots, self.seed, self.class_names)
+            kept = [kept[i] for i in selected]
+        self.bad_images += bad
+        return ValidatedSplit([files[i] for i in kept], labels[kept], [stamps.get(i) for i in kept])
 
-    def num_examples(self, split):
-        """Number of examples of a split that can be decoded."""
-        self.check(split)
-        return len(self._checked[split][1])
+    def num_examples(self, split: str) -> int:
+        """Returns the number of examples of a split that can be decoded."""
+        return len(self.validate(split).files)
 
-    def labels(self, split):
-        """Returns the labels of all examples of a split."""
-        self.check(split)
-        return self._checked[split][2]
+    def num_listed(self, split: str) -> int:
+        """Returns the number of files of a split, without decoding them."""
+        return len(self.files[split][0])
 
-    def fingerprint(self):
-        """Returns a dict of strings and numbers: a hash of names and labels, split sizes."""
-        sizes = {split: self.num_examples(split) for split in SPLITS}
+    def labels(self, split: str) -> np.ndarray:
+        """Returns the labels of a split, in the order of its examples."""
+        return self.validate(split).labels
+
+    def example_path(self, split: str) -> str:
+        """Returns the path of the first image file of a split that can be decoded."""
+        return f"{self.path}/{self.validate(split).files[0]}"
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns the sizes of the splits and a hash of all names and labels."""
         digest = hashlib.sha256()
         for split in SPLITS:
-            _, files, labels, _ = self._checked[split]
+            files, labels, _ = self.validate(split)
             for file, label in zip(files, labels, strict=True):
                 digest.update(f"{split}\0{file}\0{label}\n".encode())
+        sizes = {split: self.num_examples(split) for split in SPLITS}
         return {**sizes, "files_sha256": digest.hexdigest()[:16]}
 
-    def version(self, split):
-        """Returns a string that is another one when a file of the split is."""
-        self.check(split)
-        _, files, labels, stamps = self._checked[split]
+    def version(self, split: str) -> str:
+        """Returns a string that changes when a file of a split changes."""
         digest = hashlib.sha256(self.path.encode())
-        for row in zip(files, labels, stamps, strict=True):
+        for row in zip(*self.validate(split), strict=True):
             digest.update(repr(row).encode())
         return digest.hexdigest()
 
-    def stored(self, split):
-        """Returns the examples of a split: names in memory, of which each image is read when due.
-
-        Args:
-            split: train, validation or test.
-        """
-        self.check(split)
-        _, files, labels, _ = self._checked[split]
+    def examples(self, split: str) -> InMemoryExamples:
+        """Returns the examples of a split; a row has the path of the file, which `load` reads."""
+        files, labels, _ = self.validate(split)
         folder = self.path
 
         def load(row):
             image_bytes = tf.io.read_file(tf.strings.join([folder, row["file"]], "/"))
             return {"image_bytes": image_bytes, "label": row["label"]}
 
-        return Columns({"file": tf.constant(files), "label": tf.constant(labels, tf.int64)}, load)
+        return InMemoryExamples(
+            {"file": tf.constant(files), "label": tf.constant(labels, tf.int64)}, load
+        )
+
+
+class ValidatedSplit(NamedTuple):
+    """The files of a split that can be decoded: relative paths, labels and `stamp` of each."""
+
+    files: list[str]
+    labels: np.ndarray
+    stamps: list[str | None]

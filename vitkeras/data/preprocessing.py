@@ -1,64 +1,66 @@
-"""From image bytes to what the model takes: the same code trains, evaluates, predicts and serves.
+"""Decoding and resizing of images: the same code in training, evaluation, prediction and serving.
 
-Images stay uint8 until the model, which scales them itself, on its device.
+Images stay uint8 up to the model, which rescales them.
 """
 
 import dataclasses
+from typing import Any
 
 import tensorflow as tf
 
 from vitkeras.errors import InputError
 
-#: Pixels of the largest image that is decoded: 10,000 x 10,000, 300 MB. A header may say anything.
+#: Maximum number of pixels of an image: 10,000 x 10,000, 300 MB decoded. A small file may declare
+#: any size in its header.
 MAX_PIXELS = 10**8
 
 FIXED = {"resize": "bilinear", "value_range": [-1, 1]}
 
 
-def decode_image(image_bytes, pixels=None):
+def decode_image(image_bytes: tf.Tensor, num_pixels: tf.Tensor | None = None) -> tf.Tensor:
     """Decodes a JPEG, PNG, BMP or GIF (first frame) of any mode to RGB.
 
-    Grayscale is repeated, alpha dropped, 16 bits cut to 8, and EXIF orientation ignored: a photo
-    that a viewer would turn stays as it is stored, in training, evaluation and serving alike.
+    Grayscale is repeated over the channels, alpha is dropped, 16 bits are reduced to 8. The EXIF
+    orientation is ignored, in training, evaluation and serving alike.
 
     Args:
         image_bytes: Scalar string.
-        pixels: What `declared_pixels` returns for it, where that is known already.
+        num_pixels: Result of `declared_pixels` for the image, if the caller has it.
     Returns:
         uint8 `(h, w, 3)`.
     Raises:
-        tf.errors.InvalidArgumentError: If they are no such image, or its header declares more than
-            `MAX_PIXELS`.
+        tf.errors.InvalidArgumentError: If the bytes are no such image, or the header declares more
+            than `MAX_PIXELS`.
     """
-    pixels = declared_pixels(image_bytes) if pixels is None else pixels
-    image_bytes = not_too_large(image_bytes, pixels)
+    num_pixels = declared_pixels(image_bytes) if num_pixels is None else num_pixels
+    image_bytes = assert_max_pixels(image_bytes, num_pixels)
     image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
     return tf.ensure_shape(image, (None, None, 3))
 
 
-def not_too_large(image_bytes, pixels):
-    """Returns the bytes again, once it is sure that they declare no more than `MAX_PIXELS`."""
+def assert_max_pixels(image_bytes: tf.Tensor, num_pixels: tf.Tensor) -> tf.Tensor:
+    """Returns `image_bytes`; fails when executed if `num_pixels` exceeds `MAX_PIXELS`."""
     message = f"An image must have at most {MAX_PIXELS:,} pixels. Its header declares"
-    check = tf.debugging.Assert(pixels <= MAX_PIXELS, [message, pixels])
+    check = tf.debugging.Assert(num_pixels <= MAX_PIXELS, [message, num_pixels])
     with tf.control_dependencies([] if check is None else [check]):
         return tf.identity(image_bytes)
 
 
-def declared_pixels(image_bytes):
-    """Returns height times width as the header has it, int64; 0 if it is of no known kind.
+def declared_pixels(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Returns height times width from the header of an image, int64; 0 for an unknown format.
 
     Args:
         image_bytes: Scalar string.
     """
 
     def number(begin, length, little_endian):
-        # Zeros behind, so that there is always enough to read.
+        # Padded with zeros, so that a short file can be read too.
         text = tf.strings.substr(image_bytes + tf.constant(b"\0" * 32), begin, length)
         digits = tf.cast(tf.io.decode_raw(text, tf.uint8), tf.int64)
         digits = digits if little_endian else tf.reverse(digits, [0])
         return tf.reduce_sum(digits * 256 ** tf.range(length, dtype=tf.int64))
 
-    def starts(text):
+    def starts_with(text):
         return tf.strings.substr(image_bytes, 0, len(text)) == text
 
     def jpeg():
@@ -72,15 +74,15 @@ def declared_pixels(image_bytes):
 
     def bmp():
         sides = tf.stack([number(18, 4, True), number(22, 4, True)])
-        return tf.minimum(sides, 2**32 - sides)  # a height below 0: rows from the top
+        return tf.minimum(sides, 2**32 - sides)  # a negative height means rows from the top
 
     long_enough = tf.strings.length(image_bytes) >= 26
     sides = tf.case(
         [
             (tf.io.is_jpeg(image_bytes), jpeg),
-            (long_enough & starts(b"\x89PNG"), png),
-            (long_enough & starts(b"GIF8"), gif),
-            (long_enough & starts(b"BM"), bmp),
+            (long_enough & starts_with(b"\x89PNG"), png),
+            (long_enough & starts_with(b"GIF8"), gif),
+            (long_enough & starts_with(b"BM"), bmp),
         ],
         default=lambda: tf.zeros((2,), tf.int64),
         exclusive=False,
@@ -90,46 +92,53 @@ def declared_pixels(image_bytes):
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What a run records of its images, and the functions that follow from it.
+    """The preprocessing of a run: a bilinear resize to the image size of the model.
 
     Args:
-        image_size: `(height, width)` that the model takes.
-        antialias: Whether resizing smooths an image first where it shrinks it; the authors do not.
-    Source: the paper's authors' code: straight bilinear resize without antialias, then
-        (x - 127.5) / 127.5, which is the model's part.
+        image_size: `(height, width)` in pixels.
+        antialias: Whether downsampling uses an antialias filter; the authors use none.
+    Source: The authors' code, https://github.com/google-research/vision_transformer: bilinear
+        resize without antialias that ignores the aspect ratio, then (x - 127.5) / 127.5, which the
+        model does.
     """
 
     image_size: tuple[int, int]
     antialias: bool = False
 
-    def to_json(self):
-        """Returns a dict for `preprocessing.json`."""
+    def to_json(self) -> dict[str, Any]:
+        """Returns the content of `preprocessing.json`."""
         return {"image_size": list(self.image_size), "antialias": self.antialias, **FIXED}
 
     @classmethod
-    def from_json(cls, record):
-        """Makes it again from `to_json`'s dict.
+    def from_json(cls, record: dict[str, Any]) -> "Preprocessing":
+        """Creates a `Preprocessing` from the result of `to_json`.
 
         Raises:
-            InputError: If the record names something that this version does not do.
+            InputError: If a field is missing or has a value that this version does not implement.
         """
         rest = {k: v for k, v in record.items() if k not in ("image_size", "antialias")}
         if not {"image_size", "antialias"} <= set(record) or rest != FIXED:
             raise InputError(
-                f"A preprocessing record must hold image_size, antialias and {FIXED}. "
+                f"preprocessing.json must have image_size, antialias and {FIXED}. "
                 f"Received: {record}."
             )
         return cls(tuple(record["image_size"]), record["antialias"])
 
-    def pixels(self, pixels):
-        """Resizes images of values 0 to 255: `(..., h, w, 3)` to uint8 of `image_size`."""
-        if pixels.dtype == tf.uint8 and pixels.shape[-3:-1] == self.image_size:
-            return pixels
-        image = tf.image.resize(pixels, self.image_size, antialias=self.antialias)
-        if pixels.dtype != tf.uint8:  # else a mean of pixels lies among them
-            image = tf.clip_by_value(image, 0.0, 255.0)
-        return tf.cast(tf.round(image), tf.uint8)
+    def resize(self, images: tf.Tensor) -> tf.Tensor:
+        """Resizes images `(..., h, w, 3)` with values 0 to 255; returns uint8 of `image_size`."""
+        if images.dtype == tf.uint8 and images.shape[-3:-1] == self.image_size:
+            return images
+        resized = tf.image.resize(images, self.image_size, antialias=self.antialias)
+        if images.dtype != tf.uint8:  # uint8 values cannot leave 0 to 255 by interpolation
+            resized = tf.clip_by_value(resized, 0.0, 255.0)
+        return tf.cast(tf.round(resized), tf.uint8)
 
-    def evaluation_image(self, image_bytes, pixels=None):
-        """Returns one image, not cropped, uint8 `(h, w, 3)`. `pixels` as in `decode_image`."""
-        return self.pixels(decode_image(image_bytes, pixels))
+    def evaluation_image(
+        self, image_bytes: tf.Tensor, num_pixels: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Decodes and resizes one image without augmentation; see `decode_image`.
+
+        Returns:
+            uint8 `(height, width, 3)`.
+        """
+        return self.resize(decode_image(image_bytes, num_pixels))

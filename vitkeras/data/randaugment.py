@@ -1,51 +1,58 @@
-"""RandAugment out of TensorFlow ops on uint8 images: a function of the image and a seed.
+"""RandAugment in TensorFlow ops on uint8 images, as a function of the image and a seed.
 
-Operations, ranges and the meaning of a magnitude are those that the AugReg recipes count in:
-magnitude 10 is the end of each range, and larger ones go on beyond it where the operation can.
+Operations, ranges and the scale of the magnitude are those of the AugReg recipes: magnitude 10 is
+the end of each range, and larger magnitudes extrapolate where the operation allows it.
 """
 
 import math
+from collections.abc import Sequence
 
 import tensorflow as tf
 
-from vitkeras.errors import check_range
+from vitkeras.arguments import check_range
 
+#: Weights of red, green and blue in the gray value.
 GRAY = (0.2989, 0.5870, 0.1140)
-#: What comes in from outside.
-OUTSIDE = 128
+#: Value of pixels outside of the image.
+FILL_VALUE = 128
 
 
-def rand_augment(image, seed, num_layers, magnitude):
-    """Applies operations chosen at random, one after the other.
+def rand_augment(image: tf.Tensor, seed: tf.Tensor, num_layers: int, magnitude: float) -> tf.Tensor:
+    """Applies randomly selected operations one after the other.
 
     Args:
-        image: uint8 `(h, w, 3)`, of static shape.
-        seed: int32 `(2,)`; the same seed does the same.
-        num_layers: Number of operations; one may come twice.
+        image: uint8 `(h, w, 3)` of static shape.
+        seed: int32 `(2,)`.
+        num_layers: Number of operations, drawn with replacement.
         magnitude: Their strength, 0 to 30.
     Returns:
         uint8 `(h, w, 3)`.
     Source: Cubuk et al. 2020, "RandAugment"; the ranges of
-        https://github.com/google-research/big_vision, pp/autoaugment.py. Two things differ: values
-        are rounded here and cut off there, and contrast is about the mean grey of the image, as in
-        PIL, where there it is about a constant.
+        https://github.com/google-research/big_vision, pp/autoaugment.py, with two differences:
+        values are rounded here and truncated there, and contrast is relative to the mean gray value
+        of the image, as in PIL, where it is relative to a constant there.
     """
     check_range("magnitude", magnitude, 0 <= magnitude <= 30, "between 0 and 30")
     draws = tf.random.stateless_uniform((num_layers, 4), seed)
     for layer in range(num_layers):
-        choice = tf.cast(draws[layer, 0] * len(OPERATIONS), tf.int32)
-        image = apply(choice, image, magnitude, draws[layer, 1:])
+        index = tf.cast(draws[layer, 0] * len(OPERATIONS), tf.int32)
+        image = apply_operation(index, image, magnitude, draws[layer, 1:])
     return image
 
 
-def apply(choice, image, magnitude, draws):
-    """Applies the operation of that number.
+def apply_operation(
+    index: int | tf.Tensor, image: tf.Tensor, magnitude: float, draws: tf.Tensor
+) -> tf.Tensor:
+    """Applies the operation with the given index in `OPERATIONS`.
 
     Args:
-        choice: Scalar int32, a place in `OPERATIONS`.
-        image: uint8 `(h, w, 3)`, of static shape.
-        magnitude: A number.
-        draws: float32 `(3,)` in [0, 1): the first chooses a sign, the others a place.
+        index: Scalar int32.
+        image: uint8 `(h, w, 3)` of static shape.
+        magnitude: Strength of the operation.
+        draws: float32 `(3,)`, uniform in [0, 1): the first selects the sign, the others the center
+            of a cutout.
+    Returns:
+        uint8 `(h, w, 3)`.
     """
     sign = tf.where(draws[0] < 0.5, -1.0, 1.0)
     level, shape = magnitude / 10, image.shape
@@ -54,40 +61,44 @@ def apply(choice, image, magnitude, draws):
         return lambda: tf.ensure_shape(operation(image, level, sign, draws[1:]), shape)
 
     branches = [branch(operation) for operation in OPERATIONS.values()]
-    return tf.switch_case(tf.convert_to_tensor(choice), branches)
+    return tf.switch_case(tf.convert_to_tensor(index), branches)
 
 
 def _to_uint8(values):
     return tf.cast(tf.round(tf.clip_by_value(values, 0.0, 255.0)), tf.uint8)
 
 
-def _rows(image):
-    """Returns `(h, 3w)`: operations on it are twice as fast as with a last axis of 3."""
+def _flatten_channels(image):
+    """Returns `(h, 3w)`: element-wise operations are twice as fast as with a last axis of 3."""
     return tf.reshape(image, (image.shape[0], -1))
 
 
-def _along(channels, image):
-    """Returns numbers `(3,)` for each value of a row of `_rows`."""
+def _per_value(channels, image):
+    """Repeats `(3,)` for each value in a row of `_flatten_channels`."""
     return tf.tile(channels, [image.shape[1]])
 
 
-def autocontrast(image):
-    """Stretches each channel to the full range."""
+def autocontrast(image: tf.Tensor) -> tf.Tensor:
+    """Stretches each channel to the range 0 to 255."""
     low = tf.cast(tf.reduce_min(image, axis=(0, 1)), tf.float32)  # (3,)
     high = tf.cast(tf.reduce_max(image, axis=(0, 1)), tf.float32)
     scale = tf.where(high > low, 255.0 / tf.maximum(high - low, 1.0), 1.0)
     offset = tf.where(high > low, -low * scale, 0.0)
-    values = tf.cast(_rows(image), tf.float32) * _along(scale, image) + _along(offset, image)
+    values = tf.cast(_flatten_channels(image), tf.float32) * _per_value(scale, image) + _per_value(
+        offset, image
+    )
     return tf.reshape(_to_uint8(values), image.shape)
 
 
-def equalize(image):
-    """Evens out the histogram of each channel."""
-    values = tf.cast(_rows(image), tf.int32) + _along(tf.constant([0, 256, 512]), image)
+def equalize(image: tf.Tensor) -> tf.Tensor:
+    """Equalizes the histogram of each channel."""
+    values = tf.cast(_flatten_channels(image), tf.int32) + _per_value(
+        tf.constant([0, 256, 512]), image
+    )
     values = tf.reshape(values, [-1])
     counts = tf.math.bincount(values, minlength=768, maxlength=768)
     counts = tf.reshape(counts, (3, 256))
-    last = tf.reduce_max(tf.where(counts > 0, tf.range(256), 0), axis=1)  # (3,) the brightest
+    last = tf.reduce_max(tf.where(counts > 0, tf.range(256), 0), axis=1)  # (3,)
     pixels = tf.reduce_sum(counts, axis=1)
     step = (pixels - tf.gather(counts, last, batch_dims=1)) // 255
     divisor = tf.maximum(step, 1)[:, None]
@@ -97,47 +108,47 @@ def equalize(image):
     return tf.reshape(tf.gather_nd(table, values[:, None]), image.shape)  # gather is slower
 
 
-def posterize(image, bits):
-    """Keeps the upper bits, 0 to 8."""
+def posterize(image: tf.Tensor, bits: int) -> tf.Tensor:
+    """Keeps the `bits` most significant bits, 0 to 8."""
     return tf.bitwise.bitwise_and(image, tf.constant(256 - 2 ** (8 - bits), tf.uint8))
 
 
-def solarize(image, threshold):
-    """Inverts what is not darker than the threshold, 0 to 256."""
+def solarize(image: tf.Tensor, threshold: int) -> tf.Tensor:
+    """Inverts values of at least `threshold`, 0 to 256."""
     if threshold > 255:
         return image
     bright = tf.cast(image >= tf.constant(threshold, tf.uint8), tf.uint8) * 255
     return tf.bitwise.bitwise_xor(image, bright)
 
 
-def solarize_add(image, addition):
-    """Adds to what is darker than 128."""
+def solarize_add(image: tf.Tensor, addition: int) -> tf.Tensor:
+    """Adds to values below 128."""
     dark = tf.cast(image < 128, tf.uint8)
     added = tf.minimum(image, tf.constant(max(255 - addition, 0), tf.uint8)) + min(addition, 255)
-    return image + dark * (added - image)  # uint8 wraps, there and back
+    return image + dark * (added - image)  # the difference and the sum wrap modulo 256
 
 
-def color(image, factor):
-    """Blends with the grey image: 0 is grey, 1 the image, more is more colourful."""
+def color(image: tf.Tensor, factor: float) -> tf.Tensor:
+    """Blends with the gray image: factor 0 is gray, 1 the image, larger ones more saturated."""
     pixels = tf.reshape(tf.cast(image, tf.float32), (-1, 3))
-    grey = tf.floor(tf.matmul(pixels, tf.constant([GRAY] * 3, shape=(3, 3)), transpose_b=True))
-    return tf.reshape(_to_uint8(grey + factor * (pixels - grey)), image.shape)
+    gray = tf.floor(tf.matmul(pixels, tf.constant([GRAY] * 3, shape=(3, 3)), transpose_b=True))
+    return tf.reshape(_to_uint8(gray + factor * (pixels - gray)), image.shape)
 
 
-def contrast(image, factor):
-    """Blends with the mean grey."""
+def contrast(image: tf.Tensor, factor: float) -> tf.Tensor:
+    """Blends with the mean gray value."""
     mean = tf.reduce_mean(tf.cast(image, tf.float32), axis=(0, 1))  # (3,)
     mean = tf.floor(tf.tensordot(mean, tf.constant(GRAY), 1) + 0.5)
     return _to_uint8(tf.cast(image, tf.float32) * factor + (1 - factor) * mean)
 
 
-def brightness(image, factor):
+def brightness(image: tf.Tensor, factor: float) -> tf.Tensor:
     """Blends with black."""
     return _to_uint8(tf.cast(image, tf.float32) * factor)
 
 
-def sharpness(image, factor):
-    """Blends with a smoothed image; the border stays."""
+def sharpness(image: tf.Tensor, factor: float) -> tf.Tensor:
+    """Blends with a smoothed image; the border is unchanged."""
     pixels = tf.cast(image, tf.float32)
     rows = pixels[:-2] + pixels[1:-1] + pixels[2:]
     sums = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
@@ -148,36 +159,38 @@ def sharpness(image, factor):
     return tf.concat([image[:1], inside, image[-1:]], axis=0)
 
 
-def warp(image, matrix):
-    """Takes each pixel from where `matrix` (a, b, c, d, e, f) maps its place (x, y) to.
+def warp(image: tf.Tensor, matrix: Sequence[float | tf.Tensor]) -> tf.Tensor:
+    """Samples pixel (x, y) of the output at (a x + b y + c, d x + e y + f) of the input, nearest.
 
-    From (a x + b y + c, d x + e y + f), the nearest pixel.
+    `matrix` is (a, b, c, d, e, f).
     """
     height, width = image.shape[:2]
     y, x = tf.range(height, dtype=tf.float32)[:, None], tf.range(width, dtype=tf.float32)
     a, b, c, d, e, f = (tf.cast(number, tf.float32) for number in matrix)
 
-    def nearest(along_x, along_y, offset):
-        return tf.cast(tf.floor(along_x * x + (along_y * y + offset) + 0.5), tf.int32)  # (h, w)
+    def nearest(x_factor, y_factor, offset):
+        return tf.cast(tf.floor(x_factor * x + (y_factor * y + offset) + 0.5), tf.int32)  # (h, w)
 
     row, column = nearest(d, e, f), nearest(a, b, c)
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    place = tf.where(inside, row * width + column, height * width)
-    outside = tf.fill((1, 3), tf.constant(OUTSIDE, tf.uint8))
-    pixels = tf.concat([tf.reshape(image, (-1, 3)), outside], axis=0)
-    return tf.reshape(tf.gather(pixels, tf.reshape(place, [-1])), image.shape)
+    index = tf.where(inside, row * width + column, height * width)
+    fill = tf.fill((1, 3), tf.constant(FILL_VALUE, tf.uint8))
+    pixels = tf.concat([tf.reshape(image, (-1, 3)), fill], axis=0)
+    return tf.reshape(tf.gather(pixels, tf.reshape(index, [-1])), image.shape)
 
 
-def translate(image, x=0.0, y=0.0):
-    """Moves the window on the image by whole pixels, to the right and down."""
-    moves = [tf.cast(tf.round(move), tf.int32) for move in (y, x)]
-    margins = [[tf.maximum(-move, 0), tf.maximum(move, 0)] for move in moves]
-    padded = tf.pad(image, [*margins, [0, 0]], constant_values=OUTSIDE)
+def translate(
+    image: tf.Tensor, x: float | tf.Tensor = 0.0, y: float | tf.Tensor = 0.0
+) -> tf.Tensor:
+    """Moves the sampled window right and down, by integer numbers of pixels."""
+    offsets = [tf.cast(tf.round(offset), tf.int32) for offset in (y, x)]
+    margins = [[tf.maximum(-offset, 0), tf.maximum(offset, 0)] for offset in offsets]
+    padded = tf.pad(image, [*margins, [0, 0]], constant_values=FILL_VALUE)
     return tf.slice(padded, [margins[0][1], margins[1][1], 0], image.shape)
 
 
-def rotate(image, degrees):
-    """Turns the image about its centre, counter-clockwise."""
+def rotate(image: tf.Tensor, degrees: float | tf.Tensor) -> tf.Tensor:
+    """Rotates the image about its center, counterclockwise."""
     height, width = image.shape[:2]
     angle = degrees * (math.pi / 180)
     cos, sin = tf.cos(angle), tf.sin(angle)
@@ -185,17 +198,17 @@ def rotate(image, degrees):
     return warp(image, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y))
 
 
-def cutout(image, draws, half):
-    """Puts a grey square, 2 `half` wide, about a place drawn from the whole image."""
+def cutout(image: tf.Tensor, draws: tf.Tensor, half: int) -> tf.Tensor:
+    """Fills a square of side 2 `half` with gray; `draws` in [0, 1) are its center (y, x)."""
     height, width = image.shape[:2]
 
     def inside(draw, side):
         distance = tf.range(side) - tf.cast(draw * side, tf.int32)
         return (distance >= -half) & (distance < half)
 
-    hole = inside(draws[0], height)[:, None] & tf.repeat(inside(draws[1], width), 3)  # (h, 3w)
-    cut = tf.where(hole, tf.constant(OUTSIDE, tf.uint8), _rows(image))
-    return tf.reshape(cut, image.shape)
+    mask = inside(draws[0], height)[:, None] & tf.repeat(inside(draws[1], width), 3)  # (h, 3w)
+    filled = tf.where(mask, tf.constant(FILL_VALUE, tf.uint8), _flatten_channels(image))
+    return tf.reshape(filled, image.shape)
 
 
 def _enhance(operation):
@@ -206,7 +219,7 @@ def _shear(image, x=0.0, y=0.0):
     return warp(image, (1.0, x, 0.0, y, 1.0, 0.0))
 
 
-#: From name to a function of (image, level, sign, draws); a level of 1 is magnitude 10.
+#: From name to a function of (image, level, sign, draws). Level 1 is magnitude 10.
 OPERATIONS = {
     "AutoContrast": lambda image, level, sign, draws: autocontrast(image),
     "Equalize": lambda image, level, sign, draws: equalize(image),

@@ -1,55 +1,50 @@
-"""Where examples come from: TensorFlow Datasets, the embedded digits, or a folder of images.
+"""Opens the data source that a config names."""
 
-Splits are always called train, validation and test, and an example is
-`{"image_bytes": string, "label": int64}`. `fingerprint()` tells one data set from another.
-"""
+from typing import cast
 
-from vitkeras.data.caching import CachedSource, parse_cache
+from vitkeras.arguments import check_int, check_range
+from vitkeras.data.cache import CachedSource, parse_cache
+from vitkeras.data.examples import Source
 from vitkeras.data.folder import FolderSource
 from vitkeras.data.tfds import TFDSSource
-from vitkeras.errors import check_range
 
 
 def open_source(
-    dataset,
-    data_dir=None,
-    seed=0,
-    validation_percent=None,
-    shots=None,
-    cache="auto",
-    say=None,
-    sample=None,
-):
-    """Returns the source that a config's `dataset` names.
-
-    It has `class_names`, `bad_images`, `num_examples(split)`, `fingerprint()` and `stored(split)`,
-    which the batches are made of.
+    dataset: str,
+    data_dir: str | None = None,
+    seed: int = 0,
+    validation_percent: float | None = None,
+    shots: int | None = None,
+    cache: str = "auto",
+    sample: int | None = None,
+) -> Source:
+    """Returns a data source with a cache.
 
     Args:
-        dataset: "digits", any name of TensorFlow Datasets, or "folder:PATH".
-        data_dir: Where TensorFlow Datasets keeps its files; None for its default.
-        seed: Chooses the split of a folder that has no split of its own, and the shots.
-        validation_percent: How much of train is validation where the data set has none; None for
-            what the source says.
-        shots: Training examples of each class; None for all.
-        cache: Where encoded images are kept once they were read: "memory", "disk:FOLDER" (as
-            TFRecord files), "none", or "auto", in memory if a split of TensorFlow Datasets has no
-            more than 10,000.
-        say: Takes lines that tell how far reading or writing is; None for none.
-        sample: Files of each split of a folder that are decoded beforehand; the others are taken
-            for good ones. None for all.
+        dataset: "digits", a name of TensorFlow Datasets, or "folder:PATH".
+        data_dir: Directory of TensorFlow Datasets; None for its default.
+        seed: Selects the shots, and the split of a folder without train/ and test/.
+        validation_percent: Percentage of the validation split where the data set has none; None
+            for the default of the source.
+        shots: Number of training examples per class; None for all.
+        cache: "memory", "disk:FOLDER" (TFRecord files), "none", or "auto": in memory if a split of
+            TensorFlow Datasets has at most 10,000 examples.
+        sample: Number of files of each split of a folder that are decoded for validation; None for
+            all.
     Raises:
-        InputError: If there is no such data set or folder, or it does not have what is needed.
+        InputError: If an argument is out of range, or the data set is unknown or unsuitable.
     """
     if validation_percent is not None:
-        fits = 0 < validation_percent < 90  # with the 10 % of a test split, there is a rest
-        check_range("validation_percent", validation_percent, fits, "above 0 and below 90")
+        # The test split is 10 %, so train gets the rest.
+        valid = 0 < validation_percent < 90
+        check_range("validation_percent", validation_percent, valid, "above 0 and below 90")
     if shots is not None:
-        check_range("shots", shots, shots >= 1, "at least 1")
-    place = parse_cache(cache)
-    kind, _, path = dataset.partition(":")
-    if kind == "folder" and path:
-        source = FolderSource(path, seed, validation_percent, shots, say, sample)
+        check_int("shots", shots)
+    kind, folder = parse_cache(cache)
+    prefix, _, path = dataset.partition(":")
+    source: Source
+    if prefix == "folder" and path:
+        source = FolderSource(path, seed, validation_percent, shots, sample)
     else:
         source = TFDSSource(dataset, data_dir, seed, validation_percent, shots)
-    return CachedSource(source, *place, say)
+    return cast(Source, CachedSource(source, kind, folder))

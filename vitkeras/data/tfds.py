@@ -1,163 +1,195 @@
-"""A data set of TensorFlow Datasets as a source."""
+"""A data source that reads TensorFlow Datasets."""
 
 import contextlib
 import hashlib
 import itertools
+import os
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import tensorflow_datasets as tfds
 
-from vitkeras.data.splits import SPLITS, choose_shots
-from vitkeras.data.stored import Records, in_memory
-from vitkeras.errors import InputError, nearest
+from vitkeras.arguments import did_you_mean
+from vitkeras.data.examples import Examples, TFRecordExamples, read_into_memory
+from vitkeras.data.splits import SPLITS, select_shots
+from vitkeras.errors import InputError
 
-#: Labels of each split that are looked at before anything is trained.
-LABELS = 1_000
+#: Number of labels of each split that are checked before training.
+NUM_CHECKED_LABELS = 1_000
 
 
 class TFDSSource:
-    """A data set of TensorFlow Datasets, made or downloaded on first use.
+    """A data set of TensorFlow Datasets, downloaded and prepared on first use.
 
-    It needs the features `image` and `label`. Where it has no validation split, the last 10 % of
-    train (1 % from 100,000 examples on, as the paper has it for ImageNet) are that; where it has
-    no test split with labels, its validation split is the test split, and validation is cut from
-    train.
+    It needs the features `image` and `label`. A missing validation split is the last 10 % of train
+    (1 % from 100,000 examples on, as in the paper for ImageNet). If there is no test split with
+    labels, the test split is the validation split, and a validation split is taken from train.
 
     Args:
-        name: "digits", or a name as `tfds.builder` takes it.
-        data_dir: Where its files are kept; None for the default of TensorFlow Datasets.
-        seed: Chooses the shots.
-        validation_percent: How much of train is validation where it is cut; None for as above.
-        shots: Training examples of each class, chosen by their places in train; None for all.
+        name: "digits", or a name that `tfds.builder` accepts.
+        data_dir: Directory of TensorFlow Datasets; None for its default.
+        seed: Selects the shots.
+        validation_percent: Percentage of train that is the validation split where there is none;
+            None for the default above.
+        shots: Number of training examples per class, selected by their index in train; None for
+            all.
+    Raises:
+        InputError: If the data set is unknown, cannot be prepared, or has unsuitable features.
     """
 
-    def __init__(self, name, data_dir=None, seed=0, validation_percent=None, shots=None):
-        self.bad_images = []  # there is no file to name: what cannot be decoded stops a run
-        if name == "digits":
-            from vitkeras.data.digits import Digits
-
-            tfds.disable_progress_bar()  # it takes a second
-            self.builder = Digits(data_dir=data_dir)
-        else:
-            try:
-                self.builder = tfds.builder(name, data_dir=data_dir)
-            # An unknown version is an AssertionError.
-            except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
-                names = ["digits", *tfds.list_builders(with_community_datasets=False)]
-                raise InputError(
-                    "`dataset` must be digits, a name of TensorFlow Datasets, or folder:PATH. "
-                    f"Received: dataset={name!r}.{nearest(name, names)}"
-                ) from error
+    def __init__(
+        self,
+        name: str,
+        data_dir: str | None = None,
+        seed: int = 0,
+        validation_percent: float | None = None,
+        shots: int | None = None,
+    ):
+        self.bad_images: list[
+            tuple[str, str]
+        ] = []  # records have no path: one that cannot be decoded stops the run
+        self.builder = _builder(name, data_dir)
         features = self.builder.info.features
         if not {"image", "label"} <= set(features or ()):
             raise InputError(
-                "A data set must have the features image and label. "
+                "`dataset` must have the features image and label. "
                 f"Received: dataset={name!r} with {sorted(features or ())}."
             )
         image, label = features["image"], features["label"]
         if not isinstance(image, tfds.features.Image) or not hasattr(label, "names"):
             raise InputError(
-                "The feature image must be encoded images and label a class label. Received: "
-                f"dataset={name!r} with {type(image).__name__} and {type(label).__name__}."
+                "`dataset` must have an Image feature image and a ClassLabel feature label. "
+                f"Received: dataset={name!r} with {type(image).__name__} and "
+                f"{type(label).__name__}."
             )
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 self.builder.download_and_prepare()
-        # What is to be downloaded by hand is missing (AssertionError), or there is no network.
+        # A missing manual download is an AssertionError.
         except (AssertionError, OSError, tfds.download.DownloadError) as error:
             raise InputError(
-                "A data set must be prepared or downloadable. Received: "
+                "`dataset` must be prepared or downloadable. Received: "
                 f"dataset={name!r}, data_dir={data_dir!r}: {error}"
             ) from error
         self.class_names = list(features["label"].names)
         self.splits = self._splits(validation_percent)
         for split in SPLITS:
             self._check_labels(split)
-        self.chosen = None  # the places in train of the shots
+        self.shot_indices = None  # in train
         if shots is not None:
-            labels = self.labels("train")
             names = map(str, itertools.count())
-            self.chosen = choose_shots(names, labels, shots, seed, self.class_names)
+            self.shot_indices = select_shots(
+                names, self.labels("train"), shots, seed, self.class_names
+            )
 
     def _splits(self, percent):
-        have = set(self.builder.info.splits)
-        if "train" not in have:
-            raise InputError(f"A data set must have a train split. Received: {sorted(have)}.")
-        if "test" in have and next(self._labels_of("test"), 0) < 0:  # as ImageNet's, kept secret
-            have.remove("test")
-        if "validation" in have and "test" in have:
+        """Returns the TFDS split instruction of each split."""
+        info = self.builder.info.splits
+        available = set(info)
+        if "train" not in available:
+            raise InputError(f"`dataset` must have a train split. Received: {sorted(available)}.")
+        if "test" in available and next(self._read_labels("test"), 0) < 0:
+            available.remove("test")  # labels are not published, as those of ImageNet
+        if {"validation", "test"} <= available:
             return {split: split for split in SPLITS}
-        many = self.builder.info.splits["train"].num_examples >= 100_000
-        percent = percent or (1 if many else 10)
-        own = [split for split in ("test", "validation") if split in have]
-        end = 100 if own else 90
+        percent = percent or (1 if info["train"].num_examples >= 100_000 else 10)
+        test = [split for split in ("test", "validation") if split in available]
+        end = 100 if test else 90
         return {
             "train": f"train[:{end - percent}%]",
             "validation": f"train[{end - percent}%:{end}%]",
-            "test": own[0] if own else "train[90%:]",
+            "test": test[0] if test else "train[90%:]",
         }
 
     def _check_labels(self, split):
-        for place, label in enumerate(itertools.islice(self.labels(split), LABELS)):
+        for index, label in enumerate(itertools.islice(self.labels(split), NUM_CHECKED_LABELS)):
             if not 0 <= label < len(self.class_names):
                 raise InputError(
-                    f"A label must be an integer from 0 to {len(self.class_names) - 1}, one for "
-                    f"each class. Received: {self.builder.info.full_name}, split {split}, example "
-                    f"{place} with label {label}."
+                    f"A label must be an integer from 0 to {len(self.class_names) - 1}. "
+                    f"Received: {self.builder.info.full_name}, split {split}, example {index} "
+                    f"with label {label}."
                 )
 
     def _records(self, instruction, features):
-        """Returns the stored examples of a split in TFDS's words, with some of their features."""
+        """Returns the examples of a TFDS split instruction, with some of their features."""
         if self.builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
             raise InputError(
-                "A data set must be stored as TFRecord files. Received: "
+                "`dataset` must be stored as TFRecord files. Received: "
                 f"{self.builder.info.full_name}, stored as {self.builder.info.file_format.value}."
             )
-        wanted = tfds.decode.PartialDecoding(
+        decoding = tfds.decode.PartialDecoding(
             dict.fromkeys(features, True),
             {"image": tfds.decode.SkipDecoding()} if "image" in features else {},
         )
-        kinds = wanted.extract_features(self.builder.info.features)
+        partial_features = decoding.extract_features(self.builder.info.features)
 
         def parse(record):
-            found = kinds.deserialize_example(record, decoders=wanted.decoders)
-            return {"image_bytes" if k == "image" else k: v for k, v in found.items()}
+            example = partial_features.deserialize_example(record, decoders=decoding.decoders)
+            return {"image_bytes" if k == "image" else k: v for k, v in example.items()}
 
         files = self.builder.info.splits[instruction].file_instructions
-        return Records([(f.filename, f.skip, f.take) for f in files], parse)
+        return TFRecordExamples([(f.filename, f.skip, f.take) for f in files], parse)
 
-    def _labels_of(self, instruction):
-        data = self._records(instruction, ["label"]).in_order()
-        return (int(example["label"]) for example in data.as_numpy_iterator())
+    def _read_labels(self, instruction):
+        batches = self._records(instruction, ["label"]).in_order().batch(NUM_CHECKED_LABELS)
+        return (label for batch in batches.as_numpy_iterator() for label in batch["label"].tolist())
 
-    def labels(self, split):
-        """Yields the labels of all examples of a split; no image is decoded."""
-        return self._labels_of(self.splits[split])
+    def labels(self, split: str) -> Iterator[int]:
+        """Yields the labels of a split; those of all of train even if `shots` is given."""
+        return self._read_labels(self.splits[split])
 
-    def num_examples(self, split):
-        """Number of examples of a split."""
-        if split == "train" and self.chosen is not None:
-            return len(self.chosen)
+    def num_examples(self, split: str) -> int:
+        """Returns the number of examples of a split."""
+        if split == "train" and self.shot_indices is not None:
+            return len(self.shot_indices)
         return self.builder.info.splits[self.splits[split]].num_examples
 
-    def fingerprint(self):
-        """Returns a dict of strings and numbers: name, version, split sizes, hash of the shots."""
-        found = {split: self.num_examples(split) for split in SPLITS}
-        if self.chosen is not None:
-            found["shots_sha256"] = hashlib.sha256(self.chosen.tobytes()).hexdigest()[:16]
-        return {"name": self.builder.info.full_name, **found}
+    def num_listed(self, split: str) -> int:
+        """Returns the same as `num_examples`."""
+        return self.num_examples(split)
 
-    def version(self, split):
-        """Returns a string that is another one when the examples of the split are."""
+    def example_path(self, split: str) -> None:
+        """Returns None: the images are records of larger files."""
+        return None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns name, version, sizes of the splits and a hash of the shots."""
+        fingerprint = {"name": self.builder.info.full_name}
+        fingerprint |= {split: self.num_examples(split) for split in SPLITS}
+        if self.shot_indices is not None:
+            digest = hashlib.sha256(self.shot_indices.tobytes())
+            fingerprint["shots_sha256"] = digest.hexdigest()[:16]
+        return fingerprint
+
+    def version(self, split: str) -> str:
+        """Returns a string that changes when the examples of a split change."""
         return repr((self.fingerprint(), self.splits[split], str(self.builder.data_path)))
 
-    def stored(self, split):
-        """Returns the examples of a split: records in files, or the chosen ones in memory.
-
-        Args:
-            split: train, validation or test.
-        """
+    def examples(self, split: str) -> Examples:
+        """Returns the examples of a split: records in files, or the shots in memory."""
         records = self._records(self.splits[split], ["image", "label"])
-        if split == "train" and self.chosen is not None:
-            return in_memory(records, self.chosen)
+        if split == "train" and self.shot_indices is not None:
+            return read_into_memory(records, self.shot_indices)
         return records
+
+
+def _builder(name, data_dir):
+    if name == "digits":
+        from vitkeras.data.digits import Digits
+
+        tfds.disable_progress_bar()  # preparing takes a second
+        return Digits(data_dir=data_dir)
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    # An unknown version is an AssertionError.
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+        if os.path.isdir(name):
+            hint = f' Did you mean "folder:{name}"?'
+        else:
+            names = ["digits", *tfds.list_builders(with_community_datasets=False)]
+            hint = did_you_mean(name, names)
+        raise InputError(
+            "`dataset` must be digits, a name of TensorFlow Datasets, or folder:PATH. "
+            f"Received: dataset={name!r}.{hint}"
+        ) from error

@@ -1,5 +1,5 @@
-"""A run's model as a SavedModel that TF Serving takes: image bytes in, class names out."""
+"""Exports as SavedModels for TF Serving, from image bytes to class names, and a client."""
 
-from vitkeras.serving.exporting import TOP, export, next_version
+from vitkeras.serving.export import export_saved_model, next_version
 
-__all__ = ["TOP", "export", "next_version"]
+__all__ = ["export_saved_model", "next_version"]

@@ -1,73 +1,92 @@
-"""The page that goes with an export: what it is, what it was made from, and how it is asked."""
+"""The model card of an export: origin, preprocessing, verification, signatures and classes."""
 
 import importlib.metadata
+from collections.abc import Iterable, Mapping, Sequence
 
 import keras
 import tensorflow as tf
 
-from vitkeras.data.preprocessing import MAX_PIXELS
+from vitkeras.data.preprocessing import MAX_PIXELS, Preprocessing
 
 
-def model_card(model, preprocessing, class_names, top, compute, differences, xla, about):
-    """Returns Markdown.
+def format_model_card(
+    model: keras.Model,
+    preprocessing: Preprocessing,
+    class_names: Sequence[str],
+    top: int,
+    compute_dtype: str,
+    differences: Mapping[str, float],
+    xla: bool,
+    rows: Mapping[str, str],
+) -> str:
+    """Returns the model card as Markdown.
 
     Args:
-        model: The model that was exported.
-        preprocessing: Its `Preprocessing`.
-        class_names: Names in the order of the logits.
-        top: How many classes an answer names.
-        compute: "float32" or "bfloat16".
-        differences: From name to how far the export was from the live model.
-        xla: Whether there is the signature `xla`.
-        about: More rows, from title to text: data, accuracy, weights, licence, command.
+        model: The exported model.
+        preprocessing: Its preprocessing.
+        class_names: Class names in the order of the logits.
+        top: Number of classes in an answer.
+        compute_dtype: "float32" or "bfloat16".
+        differences: Result of `verify_export`.
+        xla: Whether the export has the signature `xla`.
+        rows: Additional rows, from title to text: data, accuracy, weights, license, command.
     """
-    (height, width), classes = preprocessing.image_size, len(class_names)
-    smooth = "with antialias" if preprocessing.antialias else "without antialias"
-    versions = {"vitkeras": importlib.metadata.version("vitkeras")}
-    versions |= {"TensorFlow": tf.__version__, "Keras": keras.__version__}
-    off = (f"{name} off by at most {value:.1e}" for name, value in differences.items())
-    rows = {
-        "model": f"{model.name}, {model.count_params():,} parameters, {classes} classes",
-        **about,
-        "preprocessing": f"in the graph: RGB, bilinear resize to {height}x{width} {smooth} and "
-        "without a crop, rounded to 8 bits, scaled to [-1, 1]; EXIF orientation is ignored, as in "
-        "training",
-        "compute": f"{compute}; what is answered is float32",
-        "verified": f"in a fresh process, against the live model: {', '.join(off)}",
-        "made with": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    (height, width), num_classes = preprocessing.image_size, len(class_names)
+    antialias = "with antialiasing" if preprocessing.antialias else "without antialiasing"
+    versions = {
+        "vitkeras": importlib.metadata.version("vitkeras"),
+        "TensorFlow": tf.__version__,
+        "Keras": keras.__version__,
     }
-    answer = f"`classes`, `scores`, `label_ids` `(b, {top})`, best first"
-    answer += f"; `probabilities` `(b, {classes})`; `valid` `(b,)`"
-    features = f"`(b, {model.get_layer('head').input.shape[-1]})`, what the head sees"
-    served = {
-        "serving_default": ("`image_bytes`: strings `(b,)`, each a JPEG or PNG file", answer),
-        "pixels": ("`pixels`: uint8 `(b, h, w, 3)` of any size", "the same"),
-        "pixels_float": ("`pixels`: float32 `(b, h, w, 3)`, 0 to 255", "the same"),
-        "features": ("`image_bytes`", f"`features` {features}; `valid`"),
+    largest = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
+    table = {
+        "model": f"{model.name}, {model.count_params():,} parameters, {num_classes} classes",
+        **rows,
+        "preprocessing": f"in the graph: decode to RGB, bilinear resize to {height}x{width} "
+        f"{antialias} and without a crop, round to 8 bits, rescale to [-1, 1]. EXIF orientation is "
+        "ignored, as in training",
+        "compute dtype": f"{compute_dtype}; outputs are float32",
+        "verification": "in a fresh process, against the Keras model; largest differences: "
+        f"{largest} (features relative to the largest one)",
+        "created with": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
+    outputs = (
+        f"`classes`, `scores`, `label_ids` `(b, {top})`, best first; "
+        f"`probabilities` `(b, {num_classes})`; `valid` `(b,)`"
+    )
+    feature_dim = model.get_layer("head").input.shape[-1]
+    signatures = {
+        "serving_default": ("`image_bytes`: string `(b,)`, JPEG or PNG files", outputs),
+        "pixels": ("`pixels`: uint8 `(b, h, w, 3)`, any h and w", "as `serving_default`"),
+        "pixels_float": ("`pixels`: float32 `(b, h, w, 3)`, 0 to 255", "as `serving_default`"),
+        "features": (
+            "`image_bytes`", f"`features` `(b, {feature_dim})`, the input of the head; `valid`"
+        ),
+    }  # fmt: skip
     if xla:
-        text = "the same, compiled by XLA, which stock servers do not run"
-        served["xla"] = ("`image_bytes`", text)
-    names = ", ".join(class_names)
+        text = "as `serving_default`, compiled by XLA; stock servers do not run it"
+        signatures["xla"] = ("`image_bytes`", text)
+    signature_rows = ((f"`{name}`", *cells) for name, cells in signatures.items())
     return f"""\
 # Model card
 
-{_table(("", ""), rows.items())}
+{_format_table(("", ""), table.items())}
 
 ## Signatures
 
-{_table(("", "takes", "answers with"), ((f"`{k}`", *v) for k, v in served.items()))}
+{_format_table(("Signature", "Input", "Outputs"), signature_rows)}
 
-What is no whole JPEG or PNG file, or declares more than {MAX_PIXELS:,} pixels, gets `valid`
-false, scores and features 0, label ids -1 and empty names; no other image of the request changes.
+An image that is not a complete JPEG or PNG file, or that declares more than {MAX_PIXELS:,} pixels,
+gets `valid` false, scores and features 0, label ids -1 and empty class names. The other images of
+the request are not affected.
 
 ## Classes
 
-{names}
+{", ".join(class_names)}
 """
 
 
-def _table(head, rows):
-    rows = [head, ["---"] * len(head), *rows]
+def _format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    rows = [header, ["---"] * len(header), *rows]
     cells = ([str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)

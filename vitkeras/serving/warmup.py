@@ -1,21 +1,26 @@
-"""Requests that a server answers before it takes others, so that the first client waits no longer.
+"""Warm-up requests: a server runs them before it takes others, so the first client does not wait.
 
-Written as what they are on the wire, so that an export does not need tensorflow-serving-api.
+They are written in the protobuf wire format, so that an export does not need
+tensorflow-serving-api.
 """
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from vitkeras.serving.server_files import BATCH_SIZES
 
-WARMUP = "assets.extra/tf_serving_warmup_requests"
+WARMUP_FILE = "assets.extra/tf_serving_warmup_requests"
 
 
-def sample_images(image_size):
-    """Returns a JPEG and a PNG file, larger and smaller than what the model takes.
+def sample_images(image_size: tuple[int, int]) -> list[bytes]:
+    """Returns a JPEG and a PNG file, one larger and one smaller than `image_size`.
 
     Args:
-        image_size: `(height, width)` that the model takes.
+        image_size: `(height, width)` of the model's input.
     """
     height, width = image_size
 
@@ -30,20 +35,22 @@ def sample_images(image_size):
     ]
 
 
-def write_warmup(file, name, image_size, images):
-    """Writes a TFRecord of PredictionLog: each allowed batch size, and every plain signature.
+def write_warmup(
+    path: Path, model_name: str, image_size: tuple[int, int], images: Sequence[bytes]
+) -> None:
+    """Writes a TFRecord file of PredictionLogs: each allowed batch size and each signature.
 
-    The signature `xla` is left out: where a server cannot compile it, a request that fails would
-    keep the whole model from loading.
+    The signature `xla` is left out: a server that cannot compile it would not load the model after
+    the failed request.
 
     Args:
-        file: Path to write to.
-        name: Of the model.
-        image_size: `(height, width)` that the model takes.
-        images: Files as bytes, in turn.
+        path: The file to write.
+        model_name: Name of the model on the server.
+        image_size: `(height, width)` of the model's input.
+        images: Image files, used in turn.
     """
     pixels = np.zeros((1, *image_size, 3))
-    requests = [
+    requests: list[tuple[str, str, Any]] = [
         ("serving_default", "image_bytes", [images[i % len(images)] for i in range(size)])
         for size in BATCH_SIZES
     ]
@@ -52,21 +59,22 @@ def write_warmup(file, name, image_size, images):
         ("pixels", "pixels", pixels.astype("uint8")),
         ("pixels_float", "pixels", pixels.astype("float32")),
     ]
-    with tf.io.TFRecordWriter(str(file)) as writer:
+    with tf.io.TFRecordWriter(str(path)) as writer:
         for signature, key, values in requests:
-            writer.write(_prediction_log(name, signature, key, tf.make_tensor_proto(values)))
+            tensor = tf.make_tensor_proto(values)
+            writer.write(_prediction_log(model_name, signature, key, tensor))
 
 
-def _prediction_log(name, signature, key, tensor):
-    """Returns a PredictionLog of a PredictRequest; the numbers are those of its .proto files."""
-    model = _field(1, name.encode()) + _field(3, signature.encode())  # ModelSpec
+def _prediction_log(model_name, signature, key, tensor):
+    """Returns a serialized PredictionLog; field numbers are those of the .proto files."""
+    model_spec = _field(1, model_name.encode()) + _field(3, signature.encode())
     entry = _field(1, key.encode()) + _field(2, tensor.SerializeToString())
-    request = _field(1, model) + _field(2, entry)  # PredictRequest
-    return _field(6, _field(1, request))  # PredictionLog of a PredictLog
+    request = _field(1, model_spec) + _field(2, entry)  # PredictRequest
+    return _field(6, _field(1, request))  # PredictionLog.predict_log.request
 
 
 def _field(number, content):
-    """Returns a length-delimited field of a protocol buffer."""
+    """Returns a length-delimited field."""
     return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 

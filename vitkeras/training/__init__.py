@@ -1,27 +1,13 @@
-"""Training: where it runs, how it steps, what it keeps and what it prints."""
+"""Training: loss, optimizers, strategies, callbacks, checkpoints and the training loop.
 
-from vitkeras.training.loop import hold, train
+The names exported here work on every backend; the other modules need TensorFlow.
+"""
+
+import keras  # noqa: F401 (before any submodule: see `_register_classes` in vitkeras/__init__.py)
+
+# isort: split
+from vitkeras.training.freezing import freeze
 from vitkeras.training.losses import SmoothedCrossEntropy
 from vitkeras.training.optimizers import WarmupDecay, make_optimizer
-from vitkeras.training.strategy import (
-    STRATEGIES,
-    check_global_batch,
-    check_same_on_hosts,
-    distribute,
-    is_chief,
-    make_strategy,
-)
 
-__all__ = [
-    "STRATEGIES",
-    "SmoothedCrossEntropy",
-    "WarmupDecay",
-    "check_global_batch",
-    "check_same_on_hosts",
-    "distribute",
-    "hold",
-    "is_chief",
-    "make_optimizer",
-    "make_strategy",
-    "train",
-]
+__all__ = ["SmoothedCrossEntropy", "WarmupDecay", "freeze", "make_optimizer"]

@@ -1,7 +1,7 @@
-"""The state of a training run on disk: whole, hashed, the newest two kept.
+"""The training state on disk: written atomically, with a checksum; the newest two are kept.
 
 state/step-000001240/arrays.npz      every variable of the model, the optimizer and the metrics
-state/step-000001240/state.json      the step, whatever else was given, and a SHA-256
+state/step-000001240/state.json      step, epoch, best score, rows of metrics.csv, and a SHA-256
 """
 
 import copy
@@ -10,48 +10,54 @@ import io
 import json
 import re
 import threading
+from collections.abc import Mapping
+from typing import Any
 
+import keras
 import numpy as np
+from absl import logging
 from etils import epath
 
-from vitkeras import storage
 from vitkeras.errors import RunError
+from vitkeras.io import atomic
 
 KEPT = 2
 MARKER = "state.json"
 
 
-def save_state(folder, step, arrays, extra):
+def save_state(
+    folder: epath.PathLike, step: int, arrays: Mapping[str, np.ndarray], record: dict[str, Any]
+) -> None:
     """Writes one state, then removes all but the newest two.
 
     Args:
-        folder: Holds one folder per saved step.
-        step: Number of batches trained on.
-        arrays: Dict from name to NumPy array.
-        extra: JSON-able dict.
+        folder: Directory with one subdirectory per saved state.
+        step: Number of steps that were trained.
+        arrays: Arrays by name.
+        record: Further values, as JSON can hold them.
     """
     folder = epath.Path(folder)
-    final = folder / f"step-{step:09d}"
-    if storage.is_whole(final, MARKER):
+    path = folder / f"step-{step:09d}"
+    if atomic.is_complete(path, MARKER):
         return
     digest = hashlib.sha256()
 
     def write_arrays(file):
-        np.savez(_Hashed(file, digest), **arrays)
+        np.savez(_HashingWriter(file, digest), **arrays)
 
     def write_marker(file):
-        record = {"step": step, "sha256": digest.hexdigest(), **extra}
-        file.write(json.dumps(record).encode())
+        content = {"step": step, "sha256": digest.hexdigest(), **record}
+        file.write(json.dumps(content).encode())
 
-    storage.write_folder(final, {"arrays.npz": write_arrays, MARKER: write_marker})
+    atomic.write_directory(path, {"arrays.npz": write_arrays, MARKER: write_marker})
     kept = _states(folder)[:KEPT]
     for old in _folders(folder):
-        if old not in kept:  # an older one, or what is left of one
-            storage.remove_folder(old, MARKER)
+        if old not in kept:  # older, or incomplete
+            atomic.remove_directory(old, MARKER)
 
 
-class _Hashed(io.RawIOBase):
-    """A file to write to, once through, that hashes what it writes."""
+class _HashingWriter(io.RawIOBase):
+    """Passes writes on to a file and updates a digest with them. It cannot seek."""
 
     def __init__(self, file, digest):
         super().__init__()
@@ -65,87 +71,88 @@ class _Hashed(io.RawIOBase):
 
 def _folders(folder):
     folder = epath.Path(folder)
-    found = folder.iterdir() if folder.exists() else ()
-    return [path for path in found if re.fullmatch(r"step-\d+", path.name)]
+    paths = folder.iterdir() if folder.exists() else ()
+    return [path for path in paths if re.fullmatch(r"step-\d+", path.name)]
 
 
 def _states(folder):
-    """Returns the folders of whole states, the newest first."""
-    whole = [path for path in _folders(folder) if storage.is_whole(path, MARKER)]
-    return sorted(whole, key=lambda path: path.name, reverse=True)
+    """Returns the directories of complete states, newest first."""
+    complete = [path for path in _folders(folder) if atomic.is_complete(path, MARKER)]
+    return sorted(complete, key=lambda path: path.name, reverse=True)
 
 
-def has_state(folder):
-    """Whether a state was saved there, so that a run goes on from it or not at all."""
+def has_state(folder: epath.PathLike) -> bool:
+    """Returns whether a complete state was saved in a directory."""
     return bool(_states(folder))
 
 
-def latest_state(folder, warn=print):
-    """Returns `(arrays, extra)` of the newest undamaged state, or None where none was saved.
+def latest_state(folder: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """Returns arrays and record of the newest undamaged state; None if no state was saved.
 
-    A damaged state is named through `warn`, and the one before it is taken.
+    A damaged state is logged as a warning, and the previous one is used.
 
     Raises:
-        RunError: If there are states, and all are damaged.
+        RunError: If there are states and all of them are damaged.
     """
     states = _states(folder)
     for path in states:
         try:
-            extra = json.loads((path / MARKER).read_text())
+            record = json.loads((path / MARKER).read_text())
             content = (path / "arrays.npz").read_bytes()
         except (OSError, ValueError) as error:
-            warn(f"{path} cannot be read ({error}); trying the one before.")
+            logging.warning("%s cannot be read (%s); trying the previous state.", path, error)
             continue
-        if hashlib.sha256(content).hexdigest() != extra.get("sha256"):
-            warn(f"{path} is damaged (its SHA-256 differs); trying the one before.")
+        if hashlib.sha256(content).hexdigest() != record.get("sha256"):
+            logging.warning("%s is damaged (its SHA-256 differs); trying the previous state.", path)
             continue
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return dict(file), extra
+            return dict(file), record
     if states:
         raise RunError(
-            f"No saved state in {folder} can be read any more. Remove that folder to begin anew, "
-            "or choose another run directory."
+            f"A run is resumed from a saved state. Received: {folder}, where no state can be read "
+            "any more. Remove that directory to start again, or choose another run directory."
         )
     return None
 
 
-def remove_newer(folder, step):
-    """Removes the states after `step`: damaged ones, which would else count among those kept."""
+def remove_newer(folder: epath.PathLike, step: int) -> None:
+    """Removes the states after `step`: they are damaged and would count among the kept ones."""
     for path in _folders(folder):
         if int(path.name.removeprefix("step-")) > step:
-            storage.remove_folder(path, MARKER)
+            atomic.remove_directory(path, MARKER)
 
 
 class StateWriter:
-    """Writes states behind the training loop's back, one at a time, in order.
+    """Writes states in a background thread, one at a time, in order.
 
     Args:
-        folder: For `save_state`.
+        folder: Directory of the states, see `save_state`.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: epath.PathLike):
         self.folder = folder
-        self._thread = self._error = None
+        self._thread: threading.Thread | None = None
+        self._error: tuple[int, Exception] | None = None
 
-    def save(self, step, arrays, extra):
-        """Begins to write, after the state before it. The arrays must not change meanwhile.
+    def save(self, step: int, arrays: Mapping[str, np.ndarray], record: dict[str, Any]) -> None:
+        """Waits for the previous state, then starts to write. `arrays` must not change meanwhile.
 
         Raises:
-            RunError: If the state before could not be written.
+            RunError: If the previous state could not be written.
         """
         self.wait()
-        extra = copy.deepcopy(extra)  # training goes on to change it
-        self._thread = threading.Thread(target=self._write, args=(step, arrays, extra))
+        record = copy.deepcopy(record)  # the caller goes on to change it
+        self._thread = threading.Thread(target=self._write, args=(step, arrays, record))
         self._thread.start()
 
-    def _write(self, step, arrays, extra):
+    def _write(self, step, arrays, record):
         try:
-            save_state(self.folder, step, arrays, extra)
-        except Exception as error:  # it is raised in the training loop, by `wait`
+            save_state(self.folder, step, arrays, record)
+        except Exception as error:  # raised in the training loop, by `wait`
             self._error = (step, error)
 
-    def wait(self):
-        """Returns when everything is on disk.
+    def wait(self) -> None:
+        """Blocks until everything is on disk.
 
         Raises:
             RunError: If it could not be written.
@@ -156,16 +163,16 @@ class StateWriter:
         if self._error is not None:
             (step, error), self._error = self._error, None
             raise RunError(
-                f"The state of step {step} could not be saved in {self.folder} ({error}); the "
-                "states before it are whole, and the same command goes on from there."
+                f"The state of step {step} could not be saved in {self.folder} ({error}). The "
+                "previous states are intact, and the same command resumes from the newest one."
             ) from error
 
 
-def variables_of(model):
+def get_variables(model: keras.Model) -> dict[str, keras.Variable]:
     """Returns every variable that training changes, by a name that is the same in every process.
 
-    Seed generators are among them: a resumed run draws the masks that it would have drawn. So are
-    the metrics, for a run that stops inside an epoch.
+    They include seed generators, so that a resumed run draws the same masks, and metrics, for a
+    run that stops within an epoch.
     """
     groups = {
         "model": model.variables,
@@ -173,32 +180,35 @@ def variables_of(model):
         "metrics": model.metrics_variables,
     }
     return {
-        # Keras numbers seed generators through the whole process.
+        # Keras numbers the seed generators of the whole process.
         f"{group}/{i:04d}/{re.sub(r'seed_generator_[0-9]+', 'seed_generator', v.path)}": v
         for group, variables in groups.items()
         for i, v in enumerate(variables)
     }
 
 
-def arrays_of(model):
-    """Returns copies of the values of `variables_of(model)` (bfloat16 as float32)."""
+def get_arrays(model: keras.Model) -> dict[str, np.ndarray]:
+    """Returns copies of the values of `get_variables(model)`; bfloat16 becomes float32."""
     return {
         name: np.array(v, dtype="float32" if v.dtype == "bfloat16" else None)
-        for name, v in variables_of(model).items()
+        for name, v in get_variables(model).items()
     }
 
 
-def restore(model, arrays):
-    """Assigns what `arrays_of` returned.
+def restore(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
+    """Assigns the arrays of `get_arrays` to the variables of a model.
 
     Raises:
-        RunError: If the names or shapes differ; nothing is assigned then.
+        RunError: If names or shapes differ; nothing is assigned then.
     """
-    variables = variables_of(model)
+    variables = get_variables(model)
     shapes = {name: tuple(v.shape) for name, v in variables.items()}
     saved = {name: array.shape for name, array in arrays.items()}
     if shapes != saved:
         differing = sorted(set(shapes.items()) ^ set(saved.items()))[:4]
-        raise RunError(f"The saved state is that of another model or optimizer: {differing}.")
+        raise RunError(
+            "A saved state must be that of the same model and optimizer. "
+            f"Received: variables that differ, such as {differing}."
+        )
     for name, variable in variables.items():
         variable.assign(arrays[name])

@@ -1,50 +1,51 @@
-"""Stopping on a signal, on every host at the same step."""
+"""Stops a run on a signal, on every host after the same step."""
 
 import signal
-import sys
+
+from absl import logging
 
 from vitkeras.errors import Interrupted
+from vitkeras.training.checkpoints import StateWriter
 from vitkeras.training.strategy import mean_over_hosts
 
 
-class Interruption:
-    """While active, SIGTERM and SIGINT only ask the run to stop; a second one ends the process.
+class StopSignal:
+    """Context manager in which the first SIGTERM or SIGINT only sets `received`.
+
+    A second signal has its usual effect.
 
     Args:
-        strategy: Of the model that trains.
+        strategy: The strategy of the trained model.
         writer: The `StateWriter` to wait for before stopping; None on hosts that write nothing.
     """
 
-    def __init__(self, strategy, writer):
+    def __init__(self, strategy, writer: StateWriter | None):
         self.strategy, self.writer = strategy, writer
-        self.asked = False
+        self.received = False
 
     def __enter__(self):
-        """Takes the signals."""
-        self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        self._handlers = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
         return self
 
     def __exit__(self, *_):
-        """Gives them back."""
-        for number, handler in self._old.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _ask(self, number, frame):
-        self.asked = True
-        signal.signal(number, self._old[number])
+    def _handle(self, number, frame):
+        self.received = True
+        signal.signal(number, self._handlers[number])
         name = signal.Signals(number).name
-        print(f"{name}: stopping after this step, once saved.", file=sys.stderr, flush=True)
+        logging.info("%s: stopping after this step, when its state is saved.", name)
 
-    def agree(self, *wishes):
-        """Returns for each wish whether any host has it, since all hosts save and stop together."""
-        return [wish > 0 for wish in mean_over_hosts(self.strategy, wishes)]
+    def any_host(self, *flags: bool) -> list[bool]:
+        """Returns for each flag whether it is set on any host: all hosts save and stop together."""
+        return [mean > 0 for mean in mean_over_hosts(self.strategy, flags)]
 
-    def carry_out(self, step):
-        """Ends the training loop.
-
-        Raises:
-            Interrupted: Always.
-        """
+    def interrupt(self, step: int) -> None:
+        """Waits for the save and raises `Interrupted`."""
         if self.writer is not None:
             self.writer.wait()
-        raise Interrupted(f"stopped at step {step}; the same command goes on from there")
+        raise Interrupted(f"Stopped after step {step}; the same command resumes the run.")

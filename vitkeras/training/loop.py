@@ -1,166 +1,178 @@
-"""`train(...)`: `model.fit` with all that a run directory keeps, from wherever the run stopped."""
+"""`train(...)`: `model.fit` that saves to a run directory and resumes from it."""
 
 import contextlib
 import errno
 import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
 import tensorflow as tf
+from absl import logging
 
-from vitkeras import storage
 from vitkeras.errors import RunError
+from vitkeras.io.atomic import remove_stale_staging
+from vitkeras.io.locks import exclusive_lock
+from vitkeras.io.run_directory import RunDirectory
 from vitkeras.training.callbacks import (
-    FiniteLoss,
-    MetricsFile,
-    ModelKeeper,
-    Position,
-    ProgressLine,
-    StateKeeper,
+    LossGuard,
+    MetricsWriter,
+    ModelSaver,
+    ProgressBar,
+    StateSaver,
+    StepCounter,
 )
 from vitkeras.training.checkpoints import StateWriter, latest_state, remove_newer
-from vitkeras.training.interruption import Interruption
+from vitkeras.training.interruption import StopSignal
 from vitkeras.training.strategy import is_chief, is_multi_worker, mean_over_hosts
 
-#: What TensorFlow raises when another host is gone.
-LOST = (
+#: Errors that TensorFlow raises after another host was lost.
+LOST_HOST_ERRORS = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
     tf.errors.InternalError,
     tf.errors.UnavailableError,
 )
-FULL = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC)
+DISK_FULL = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC)
 
 
 def train(
-    run,
-    model,
-    kept_model,
-    batches,
-    evaluate,
+    run: RunDirectory,
+    model: keras.Model,
+    kept_model: keras.Model,
+    batches: Callable[[int, int], object],
+    evaluate: Callable[[], Mapping[str, float]],
     *,
-    epochs,
-    steps_per_epoch,
-    batch_size,
-    evaluate_every=1,
-    save_steps=None,
-    save_minutes=None,
-    callbacks=(),
-    say=print,
-):
-    """Trains to the end, beginning where the newest whole state of the run directory stands.
+    epochs: int,
+    steps_per_epoch: int,
+    batch_size: int,
+    evaluate_every: int = 1,
+    save_steps: int | None = None,
+    save_minutes: float | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> list[dict]:
+    """Trains to the last epoch, starting from the newest state in the run directory.
 
-    On one device the result is that of a run that never stopped, bit for bit. SIGTERM and SIGINT
-    finish the step, save, and raise `Interrupted`.
+    On one device a resumed run gives the same result as an uninterrupted one, bit for bit. SIGTERM
+    and SIGINT finish the step, save the state and raise `Interrupted`.
 
     Args:
-        run: The `RunDirectory`, on storage that all hosts see.
-        model: Compiled, its optimizer built.
-        kept_model: A clone of it, which is evaluated and saved.
-        batches: Function of (first epoch, first step) that returns the training batches from there.
+        run: The run directory, on storage that all hosts share.
+        model: The model, compiled, with the variables of its optimizer.
+        kept_model: A clone of the model, which is evaluated and saved.
+        batches: Function of (first epoch, first step) that returns the batches from there on.
         evaluate: Returns the metrics of `kept_model` on the validation split.
-        epochs, steps_per_epoch, batch_size: Of the whole run; the batch is the global one.
-        evaluate_every: Epochs between two evaluations with their saves.
-        save_steps, save_minutes: Saves of the state in between; None for none.
-        callbacks: More of Keras's, for the chief.
-        say: Takes a line to print.
+        epochs: Number of epochs of the whole run.
+        steps_per_epoch: Number of steps of each epoch.
+        batch_size: Global batch size.
+        evaluate_every: Number of epochs between evaluations; models and state are saved after each.
+        save_steps: Number of steps between further saves of the state; None for no such saves.
+        save_minutes: Minutes between further saves of the state; None for no such saves.
+        callbacks: Further Keras callbacks, which run on the chief.
     Returns:
-        The rows of metrics.csv, one dict an epoch.
+        The rows of metrics.csv, one dict per epoch.
     Raises:
-        Interrupted: After a signal, once everything is saved.
-        RunError: If the loss is not finite, or a state cannot be saved or none be read.
+        Interrupted: After a signal, when the state is saved.
+        RunError: If the loss is not finite, a state cannot be saved or read, hosts see different
+            states, or the data ends early.
     """
     strategy = model.distribute_strategy
     chief = is_chief(strategy)
-    found = latest_state(run.path / "state", warn=say)
-    arrays, extra = found or (None, {"epoch": 0, "epoch_step": 0, "best": None, "rows": []})
-    position = Position(epochs, steps_per_epoch, extra["epoch"], extra["epoch_step"])
-    if mean_over_hosts(strategy, [position.total]) != [position.total]:
+    state = latest_state(run.path / "state")
+    arrays, record = state or (None, {"epoch": 0, "epoch_step": 0, "best": None, "rows": []})
+    counter = StepCounter(epochs, steps_per_epoch, record["epoch"], record["epoch_step"])
+    if mean_over_hosts(strategy, [counter.global_step]) != [counter.global_step]:
         raise RunError(
-            "All hosts must see the same run directory, but they found states of different steps "
-            f"(here: step {position.total} in {run.path}). Put it on storage that they share."
+            "All hosts must see the same run directory. Received: states of different steps, here "
+            f"step {counter.global_step} in {run.path}. Use a directory on shared storage."
         )
-    if extra["epoch"] >= epochs:
-        say(f"all {epochs} epochs are done already")
-        return extra["rows"]
-    if found:
+    if record["epoch"] >= epochs:
+        logging.info("All %d epochs are done already.", epochs)
+        return record["rows"]
+    if state:
         if chief:
-            remove_newer(run.path / "state", position.total)
-        say(f"going on after step {position.total} of {epochs * steps_per_epoch}")
+            remove_newer(run.path / "state", counter.global_step)
+        logging.info("Resuming after step %d of %d.", counter.global_step, counter.total_steps)
 
     writer = StateWriter(run.path / "state") if chief else None
-    keeper = ModelKeeper(
-        run if chief else None, kept_model, evaluate, evaluate_every, extra["best"]
+    model_saver = ModelSaver(
+        run if chief else None, kept_model, evaluate, evaluate_every, record["best"]
     )
-    metrics = MetricsFile(run.path / "metrics.csv" if chief else None, extra["rows"], position)
-    own = [position, FiniteLoss(position), keeper]
-    if chief:
-        board = keras.callbacks.TensorBoard(str(run.path / "tensorboard"), write_graph=False)
-        own += [ProgressLine(position, batch_size), board, *callbacks]
-    with Interruption(strategy, writer) as stop:
-        state = StateKeeper(
-            writer, keeper, metrics, position, stop, save_steps, save_minutes, arrays
+    metrics = MetricsWriter(run.path / "metrics.csv" if chief else None, record["rows"], counter)
+    chief_callbacks = []
+    with contextlib.ExitStack() as stack:
+        if chief:
+            progress = ProgressBar(counter, batch_size)
+            stack.callback(progress.close)
+            folder = str(run.path / "tensorboard")
+            tensorboard = keras.callbacks.TensorBoard(folder, write_graph=False)
+            chief_callbacks = [progress, tensorboard, *callbacks]
+        stop = stack.enter_context(StopSignal(strategy, writer))
+        state_saver = StateSaver(
+            writer, model_saver, metrics, counter, stop, save_steps, save_minutes, arrays
         )
         try:
             model.fit(
-                batches(position.first_epoch, position.first_step),
+                batches(counter.first_epoch, counter.first_step),
                 epochs=epochs,
-                initial_epoch=position.first_epoch,
+                initial_epoch=counter.first_epoch,
                 steps_per_epoch=steps_per_epoch,
-                first_step=position.first_step,
+                first_step=counter.first_step,
                 shuffle=False,  # the batches are shuffled already
                 verbose=0,
-                callbacks=[*own, metrics, state],
-            )
+                callbacks=[
+                    counter, LossGuard(counter), model_saver, *chief_callbacks, metrics, state_saver
+                ],
+            )  # fmt: skip
         finally:
             if writer is not None:
                 writer.wait()
-        if position.total < epochs * steps_per_epoch:
+        if counter.global_step < counter.total_steps:
             raise RunError(
-                f"The training data ended at step {position.total} of {epochs * steps_per_epoch}."
+                f"The training data must last for {counter.total_steps} steps. "
+                f"Received: data that ended after step {counter.global_step}."
             )
-        mean_over_hosts(strategy, [0])  # the chief has written the models when this returns
+        mean_over_hosts(strategy, [0])  # a barrier: the chief has written the models
     return metrics.rows
 
 
 @contextlib.contextmanager
-def hold(run, strategy):
-    """Keeps other processes from training in this run directory, and clears what one left.
+def exclusive_run(run: RunDirectory, strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Locks a run directory and removes temporary files that a killed process left there.
 
-    What can go wrong in there by no fault of the program becomes a sentence.
+    Converts environment failures (lost host, unreadable file, full disk) to `RunError`.
 
     Raises:
-        InputError: If another process holds it.
-        RunError: If another host is lost, or nothing can be written.
+        InputError: If another process holds the lock.
+        RunError: If another host is lost, an example cannot be read, or a file cannot be written.
     """
     with contextlib.ExitStack() as stack:
         if is_chief(strategy):
-            stack.enter_context(storage.lock(run.path))
-            storage.remove_leftovers(run.path)
-            storage.remove_leftovers(run.path / "state")
+            stack.enter_context(exclusive_lock(run.path))
+            remove_stale_staging(run.path)
+            remove_stale_staging(run.path / "state")
         try:
             yield
-        except LOST as error:
+        except LOST_HOST_ERRORS as error:
             if not is_multi_worker(strategy):
                 raise
             raise RunError(
-                "Another host was lost, so no step can be finished; start the same command again "
-                "on all hosts, and the run goes on from its last saved state "
-                f"({type(error).__name__})."
+                f"Another host was lost ({type(error).__name__}). The same command on all hosts "
+                "resumes the run from its last saved state."
             ) from error
         except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
-            if "IteratorGetNext" not in str(error):  # not of the input pipeline
+            if "IteratorGetNext" not in str(error):  # not from the input pipeline
                 raise
             reason = re.sub(r"\{\{.*?\}\}", "", error.message).strip().splitlines()[0]
             raise RunError(
-                f"An example could not be read ({reason[:200].strip()}); experiments.preflight "
-                "with --full names the files that cannot be. What was saved is whole, and the same "
-                "command goes on from there."
+                f"An example could not be read ({reason[:200].strip()}). `vitkeras preflight "
+                "--full` lists unreadable files. The saved states are intact, and the same command "
+                "resumes the run."
             ) from error
         except OSError as error:
-            if error.errno not in FULL:
+            if error.errno not in DISK_FULL:
                 raise
             raise RunError(
-                f"A file could not be written in {run.path} ({error.strerror}); what was saved "
-                "before is whole, and the same command goes on from there."
+                f"A file could not be written in {run.path} ({error.strerror}). What was saved "
+                "before is intact, and the same command resumes the run."
             ) from error

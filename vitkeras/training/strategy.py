@@ -1,37 +1,49 @@
-"""From a word in the config to a tf.distribute strategy."""
+"""Distribution strategies by name, and what hosts exchange."""
 
 import json
 import os
 import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
-from vitkeras.errors import InputError, nearest
+from vitkeras.arguments import did_you_mean
+from vitkeras.errors import InputError
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 
-def make_strategy(name="auto"):
-    """Returns the strategy that a name stands for. Call it before any TensorFlow op.
+def check_strategy_name(name: str) -> None:
+    """Checks the name of a strategy, not whether its devices exist.
+
+    Raises:
+        InputError: If it is not one of `STRATEGIES` or tpu:NAME.
+    """
+    kind, colon, tpu = name.partition(":")
+    if kind not in STRATEGIES or (colon and (kind != "tpu" or not tpu)):
+        raise InputError(
+            f"`strategy` must be one of {', '.join(STRATEGIES)}, or tpu:NAME. "
+            f"Received: strategy={name!r}.{did_you_mean(kind, STRATEGIES)}"
+        )
+
+
+def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
+    """Returns the strategy with a name. Call it before any TensorFlow op.
 
     Args:
         name: "one_device" (the first GPU, else the CPU); "mirrored" (all GPUs of this machine, else
             all logical CPUs); "multi_worker" (the hosts in TF_CONFIG); "tpu" (the TPU that
-            TPU_NAME names, else the local one); "tpu:NAME"; "auto": multi_worker where TF_CONFIG
-            is set, tpu where TPU_NAME is set or a TPU is attached, mirrored with two GPUs or more,
-            else one_device.
+            TPU_NAME names, else the local one); "tpu:NAME"; "auto": multi_worker if TF_CONFIG is
+            set, tpu if TPU_NAME is set or a TPU is attached, mirrored with two or more GPUs, else
+            one_device.
     Raises:
-        InputError: If the name is unknown, or asks for what this machine has not.
+        InputError: If the name is unknown, or this machine lacks what the strategy needs.
     """
-    name, colon, tpu = name.partition(":")
-    if name not in STRATEGIES or (colon and (name != "tpu" or not tpu)):
-        raise InputError(
-            f"`strategy` must be one of {', '.join(STRATEGIES)}, or tpu:NAME. "
-            f"Received: strategy={name + colon + tpu!r}."
-            f"{nearest(name, STRATEGIES)}"
-        )
+    check_strategy_name(name)
+    name, _, tpu = name.partition(":")
     if name == "auto":
-        name = _found()
+        name = _detect_strategy()
     if name == "multi_worker":
         if not os.environ.get("TF_CONFIG"):
             raise InputError(
@@ -40,7 +52,7 @@ def make_strategy(name="auto"):
             )
         return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "tpu":
-        return _tpu(tpu or os.environ.get("TPU_NAME") or "local")
+        return _make_tpu_strategy(tpu or os.environ.get("TPU_NAME") or "local")
     gpus = tf.config.list_logical_devices("GPU")
     devices = [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
     if name == "mirrored":
@@ -48,7 +60,7 @@ def make_strategy(name="auto"):
     return tf.distribute.OneDeviceStrategy(devices[0])
 
 
-def _found():
+def _detect_strategy():
     if os.environ.get("TF_CONFIG"):
         return "multi_worker"
     if os.environ.get("TPU_NAME") or tf.config.list_physical_devices("TPU"):
@@ -56,13 +68,12 @@ def _found():
     return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one_device"
 
 
-def _tpu(name):
-    """Connects to a TPU as TPU VMs want it."""
+def _make_tpu_strategy(name):
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    # A name is looked up over the network (OSError).
+    # OSError: names are looked up over the network.
     except (OSError, ValueError, tf.errors.OpError) as error:
         raise InputError(
             f"`strategy=tpu` needs a TPU. Received: the name {name!r}, and no such TPU is found "
@@ -71,13 +82,13 @@ def _tpu(name):
     return tf.distribute.TPUStrategy(resolver)
 
 
-def is_multi_worker(strategy):
-    """Whether several hosts, each with a process of its own, train together."""
+def is_multi_worker(strategy: tf.distribute.Strategy) -> bool:
+    """Returns whether several hosts, each with its own process, train together."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
-def is_chief(strategy):
-    """Whether this host is the one that writes files and prints."""
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Returns whether this host is the one that writes files and logs."""
     if not is_multi_worker(strategy):
         return True
     resolver = strategy.cluster_resolver
@@ -85,44 +96,48 @@ def is_chief(strategy):
     return resolver.task_type == "chief" or (chief_is_worker_0 and resolver.task_id == 0)
 
 
-def mean_over_hosts(strategy, values):
-    """Returns the means over all replicas of a short list of numbers that each host gives.
+def mean_over_hosts(strategy: tf.distribute.Strategy, values: Sequence[float]) -> list[float]:
+    """Returns the means over all replicas of a few numbers that each host passes.
 
-    Every host must call this, at the same place in its program.
+    A collective operation: every host must call it in the same order.
     """
     if not is_multi_worker(strategy):
         return list(values)
-    own = tf.constant(values, tf.float64)
-    parts = strategy.experimental_distribute_values_from_function(lambda _: own)
-    return strategy.reduce(tf.distribute.ReduceOp.MEAN, parts, axis=None).numpy().tolist()
+    local = tf.constant(values, tf.float64)
+    per_replica = strategy.experimental_distribute_values_from_function(lambda _: local)
+    return strategy.reduce(tf.distribute.ReduceOp.MEAN, per_replica, axis=None).numpy().tolist()
 
 
-def check_same_on_hosts(strategy, record):
-    """Checks that every host was given the same; every host must call this.
+def check_same_on_hosts(strategy: tf.distribute.Strategy, record: Any) -> None:
+    """Checks that all hosts have the same config and data. Every host must call it.
 
     Args:
-        strategy: Of the run.
-        record: Anything JSON can hold: config, class names and whatever else decides numbers.
+        strategy: The strategy of the run.
+        record: What must be the same, as JSON can hold it.
     Raises:
-        InputError: On every host, if one differs.
+        InputError: On every host, if one of them differs.
     """
-    number = float(zlib.crc32(json.dumps(record, sort_keys=True).encode()))
-    if mean_over_hosts(strategy, [number]) != [number]:
+    checksum = float(zlib.crc32(json.dumps(record, sort_keys=True).encode()))
+    if mean_over_hosts(strategy, [checksum]) != [checksum]:
         raise InputError(
             "Every host must be given the same config and the same data. "
             "Received: values that differ between hosts. Run the same command on all of them."
         )
 
 
-def distribute(strategy, make_batches, batch_size):
-    """Returns global batches of which each host makes only its own part.
+def distribute(
+    strategy: tf.distribute.Strategy,
+    make_batches: Callable[[int, int], tf.data.Dataset],
+    batch_size: int,
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """Returns global batches, of which each host produces only its shard.
 
     Args:
-        strategy: Of the run.
-        make_batches: Function of (host, hosts) that returns a tf.data.Dataset of that host's part.
-        batch_size: Global batch.
+        strategy: The strategy of the run.
+        make_batches: Function of (host, number of hosts) that returns the shards of that host.
+        batch_size: Global batch size.
     Returns:
-        On one host its tf.data.Dataset, else a tf.distribute.DistributedDataset; `fit` takes both.
+        On one host its dataset, otherwise a distributed dataset; `fit` takes both.
     """
     if not is_multi_worker(strategy) and getattr(strategy.extended, "num_hosts", 1) == 1:
         return make_batches(0, 1)
@@ -134,18 +149,18 @@ def distribute(strategy, make_batches, batch_size):
     )
 
 
-def check_global_batch(batch_size, replicas, accumulation_steps=1):
-    """Returns the batch of each replica.
+def check_global_batch(batch_size: int, replicas: int, accumulation_steps: int = 1) -> int:
+    """Returns the batch size per replica.
 
     Raises:
-        InputError: If `batch_size` is not a positive multiple of replicas times pieces.
+        InputError: If `batch_size` is not a positive multiple of replicas times microbatches.
     """
     unit = replicas * accumulation_steps
     if batch_size < 1 or unit < 1 or batch_size % unit:
         down = max(batch_size // max(unit, 1), 1) * unit
         up = max(-(-batch_size // max(unit, 1)), 1) * unit
         raise InputError(
-            "`batch_size` is the global batch and must be divisible by the number of replicas "
+            "`batch_size` is the global batch size and must be divisible by the number of replicas "
             "times `accumulation_steps`. "
             f"Received: batch_size={batch_size}, {replicas} replicas, "
             f"accumulation_steps={accumulation_steps}. Nearest: {down}, {up}."

@@ -1,0 +1,1 @@
+"""Studies that produce the figures in the documentation."""

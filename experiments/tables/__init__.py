@@ -1,0 +1,1 @@
+"""Tables of training steps that were compiled for TPUs."""

@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+from helpers.images import encode, odd_files, photo
+
+from vitkeras import data
+from vitkeras.data.images import check_decodable, decode_error, decode_file, read_file
+from vitkeras.errors import InputError
+
+FILES = odd_files(encode(photo(30, 40)))
+
+
+def test_read_file(tmp_path):
+    (tmp_path / "0.png").write_bytes(b"content")
+    assert read_file(tmp_path / "0.png") == b"content"
+    with pytest.raises(InputError, match="missing.png .No such file"):
+        read_file(tmp_path / "missing.png")
+    with pytest.raises(InputError, match=f"{tmp_path} .Is a directory"):
+        read_file(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("bad")])
+def test_odd_images_are_decoded(name):
+    image = decode_file(name, FILES[name])
+    assert image.dtype == np.uint8 and image.shape == (30, 40, 3)
+    np.testing.assert_array_equal(image, data.decode_image(FILES[name]))
+    check_decodable(name, FILES[name])
+    assert decode_error(FILES[name]) is None
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("bad")])
+def test_a_file_that_is_not_a_complete_image_is_named(name):
+    for decode in (decode_file, check_decodable):
+        with pytest.raises(InputError, match=f"complete JPEG, PNG.*{name}, {len(FILES[name])} b"):
+            decode(name, FILES[name])
+    reason = decode_error(FILES[name])
+    assert reason and "\n" not in reason and "{{" not in reason
+    if "giant" in name:
+        assert "at most 100,000,000 pixels. Its header declares 2,500,000,000" in reason

@@ -1,0 +1,121 @@
+"""Trains a tiny ViT with `fit` and `evaluate`, feature by feature, on one of several setups.
+
+python tests/helpers/replica_runs.py SETUP OUT.npz [plain]
+
+SETUP: 1, 2 or 4 logical CPUs, or `hosts` for one of the hosts in TF_CONFIG. `reference` is one
+device without accumulation_steps and steps_per_execution, which change results only by rounding.
+With `plain`, a plain keras.Model trains, to show what Keras does.
+
+51 examples at batch size 16: the last batch is short, uneven, and may leave a replica without
+examples. OUT has FEATURE/losses, /accuracies and /weights for each feature, or FEATURE/error.
+"""
+
+import contextlib
+import json
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import vitkeras as vk
+from helpers.models import TINY
+from vitkeras import training
+from vitkeras.evaluation.metrics import make_evaluator
+from vitkeras.training import strategy as strategies
+
+FEATURES = {
+    "plain": {},
+    "clipping": {"clip_norm": 0.05},
+    "accumulation": {"accumulation_steps": 2},
+    "accumulation, clipping": {"accumulation_steps": 2, "clip_norm": 0.05},
+    "EMA": {"ema_momentum": 0.9},
+    "steps_per_execution": {"steps_per_execution": 3},
+    "label smoothing": {"smoothing": 0.1},
+    "mixed_bfloat16": {"dtype": "mixed_bfloat16"},
+}
+ONLY_ROUNDING = ("accumulation_steps", "steps_per_execution")  # left out in the reference
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(51, 8, 8, 3)).astype("float32")
+LABELS = RNG.integers(0, 5, 51)
+
+
+def padded_batches(batch_size):
+    """Full batches with weights, as `evaluation_batches` makes them."""
+    padding = -len(IMAGES) % batch_size
+    columns = (
+        np.concatenate([IMAGES, np.zeros((padding, 8, 8, 3), "float32")]),
+        np.concatenate([LABELS, np.zeros(padding, int)]).astype("int32"),
+        np.repeat([1.0, 0.0], [len(IMAGES), padding]).astype("float32"),
+    )
+    return tf.data.Dataset.from_tensor_slices(columns).batch(batch_size)
+
+
+def train(strategy, plain, smoothing=0.0, dtype="float32", **options):
+    """Returns losses, accuracies and weights."""
+    keras.utils.set_random_seed(0)
+    compile_options = {key: options.pop(key) for key in ONLY_ROUNDING if key in options}
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        model = vk.vit(
+            "Ti/4", image_size=8, num_classes=5, include_rescaling=False, dtype=dtype, **TINY
+        )
+        if plain:
+            model = keras.Model(model.inputs, model.outputs)
+        optimizer = training.make_optimizer(
+            "sgd", 0.1, weight_decay=0.01, variables=model.trainable_variables, **options
+        )
+        if plain and "accumulation_steps" in compile_options:
+            optimizer.gradient_accumulation_steps = compile_options.pop("accumulation_steps")
+        loss = training.SmoothedCrossEntropy(smoothing)
+        model.compile(optimizer, loss, metrics=["accuracy"], **compile_options)
+        evaluate = make_evaluator(model)
+    batches = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(16)
+    history = model.fit(batches, epochs=3, verbose=0).history
+    evaluations = [
+        model.evaluate(batches, verbose=0, return_dict=True),
+        *(evaluate(padded_batches(batch_size)) for batch_size in (8, 20)),
+    ]
+    assert [result["examples"] for result in evaluations[1:]] == [len(IMAGES)] * 2
+    return {
+        "losses": np.array(history["loss"] + [result["loss"] for result in evaluations]),
+        "accuracies": np.array(
+            history["accuracy"] + [result["accuracy"] for result in evaluations]
+        ),
+        "weights": np.concatenate([w.ravel() for w in model.get_weights()]),
+    }
+
+
+def make_strategy(setup):
+    """Returns the strategy of a setup, None for one device."""
+    if setup == "hosts":
+        return strategies.make_strategy("multi_worker")
+    if setup in ("1", "reference"):
+        return None
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * int(setup),
+    )
+    return strategies.make_strategy("mirrored")
+
+
+def main():
+    """Trains with each feature."""
+    setup, out, plain = sys.argv[1], sys.argv[2], "plain" in sys.argv[3:]
+    strategy = make_strategy(setup)
+    results = {}
+    for feature, options in FEATURES.items():
+        if setup == "reference":
+            options = {k: v for k, v in options.items() if k not in ONLY_ROUNDING}
+        try:
+            result = train(strategy, plain, **options)
+            results |= {f"{feature}/{name}": value for name, value in result.items()}
+        except Exception as error:  # a plain Keras model fails in several ways, which OUT records
+            if not plain:
+                raise
+            results[f"{feature}/error"] = type(error).__name__
+    np.savez(out, **results)
+    print(json.dumps({"features": len(FEATURES)}))
+
+
+if __name__ == "__main__":
+    main()

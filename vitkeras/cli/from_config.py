@@ -1,0 +1,198 @@
+"""Builds what a config describes: data source, model, optimizer."""
+
+import dataclasses
+from typing import Any
+
+from absl import logging
+
+from vitkeras import configs, data
+from vitkeras.arguments import parse_image_size
+from vitkeras.errors import InputError
+from vitkeras.io.run_directory import RunDirectory
+from vitkeras.models.builder import build_model as model_from_config
+from vitkeras.models.config import RESNETS, ResNetConfig, ViTConfig
+from vitkeras.models.vit import VisionModel
+from vitkeras.pretrained import load_weights
+from vitkeras.pretrained.loading import read_config
+from vitkeras.training import SmoothedCrossEntropy, WarmupDecay, make_optimizer
+from vitkeras.training.checkpoints import has_state
+
+#: Config fields that a model of any origin can override, and those that describe a ViT.
+OVERRIDES = ("image_size", "dropout_rate", "stochastic_depth_rate", "remat")
+ARCHITECTURE = (
+    "classifier", "positions", "positions_at", "num_registers", "pre_logits", "layer_scale", "gelu",
+    "epsilon", "hidden_dim", "mlp_dim", "num_heads", "num_layers",
+)  # fmt: skip
+AUGMENTATION = (
+    "crop", "color_jitter", "randaug_layers", "randaug_magnitude", "erasing_rate", "mixup_alpha",
+    "mixup_per_example", "cutmix_alpha",
+)  # fmt: skip
+
+
+def shrink(config) -> None:
+    """Changes any config to one that runs in seconds, on the digits unless it names a folder."""
+    config.init_from = None  # it has another size
+    if config.variant == "auto":
+        config.variant = "Ti/16"
+    patch = config.variant.partition("/")[2]
+    side = 4 * int(patch) if patch.isdecimal() else 32
+    if config.variant in RESNETS:
+        config.variant = "R50x1"
+    elif "+" not in config.variant:
+        config.variant = f"Ti/{patch}"
+    config.update(
+        hidden_dim=48, mlp_dim=96, num_heads=3, num_layers=2, batch_size=8,
+        epochs=2, evaluate_every=1, warmup_steps=1, image_size=(side, side),
+    )  # fmt: skip
+    if config.total_steps:
+        config.total_steps = 4
+    if config.shots:
+        config.shots = 8
+    if config.freeze and config.freeze.startswith("blocks:"):
+        config.freeze = "blocks:1"
+    if not config.dataset.startswith("folder:"):
+        config.dataset = "digits"
+
+
+def run_length(config, steps_per_epoch: int) -> tuple[int, int]:
+    """Returns the steps of the schedule, and the epochs of the run, which may be longer."""
+    if not config.total_steps:
+        return config.epochs * steps_per_epoch, config.epochs
+    epochs = -(-config.total_steps // steps_per_epoch)
+    return config.total_steps, epochs
+
+
+def check_warmup(config, steps_per_epoch: int) -> None:
+    """Checks that the warm-up ends before the run.
+
+    Raises:
+        InputError: If it does not.
+    """
+    total_steps, _ = run_length(config, steps_per_epoch)
+    if not 0 <= config.warmup_steps < total_steps:
+        raise InputError(
+            "`warmup_steps` must be less than the number of steps of the run. "
+            f"Received: warmup_steps={config.warmup_steps}, {total_steps} steps."
+        )
+
+
+def augmentation(config) -> data.Augmentation:
+    """Returns the augmentation of a config."""
+    return data.Augmentation(**{field: config[field] for field in AUGMENTATION})
+
+
+def preprocessing(config) -> data.Preprocessing:
+    """Returns the preprocessing of a config."""
+    return data.Preprocessing(parse_image_size(config.image_size), config.antialias)
+
+
+def open_source(config, sample: int | None = None):
+    """Returns the data source of a config.
+
+    Args:
+        config: The config.
+        sample: Number of files of each split that are validated; None for all.
+    """
+    return data.open_source(
+        config.dataset, config.data_dir, config.seed, config.validation_percent, config.shots,
+        config.cache, sample,
+    )  # fmt: skip
+
+
+def architecture(config, num_classes: int) -> ViTConfig | ResNetConfig:
+    """Returns the architecture that the fields of a config describe; not for `variant=auto`."""
+    if config.variant in RESNETS:
+        return ResNetConfig.from_variant(
+            config.variant, image_size=config.image_size, num_classes=num_classes
+        )
+    fields = {field: config[field] for field in (*OVERRIDES, *ARCHITECTURE)}
+    return ViTConfig.from_variant(config.variant, num_classes=num_classes, **fields)
+
+
+def check_auto(config) -> None:
+    """Checks that a config with `variant=auto` names weights and does not describe a model too.
+
+    Raises:
+        InputError: If it does not.
+    """
+    if not config.init_from:
+        raise InputError(
+            "`init_from` must be given with `variant=auto`. "
+            f"Received: init_from={config.init_from!r}."
+        )
+    base = configs.base_config()
+    changed = [f"{f}={config[f]!r}" for f in ARCHITECTURE if config[f] != base[f]]
+    if changed:
+        raise InputError(
+            "With `variant=auto` the architecture is that of `init_from` and cannot be changed. "
+            f"Received: {', '.join(changed)}."
+        )
+
+
+def build_model(config, num_classes: int, run: RunDirectory | None = None) -> VisionModel:
+    """Returns the model of a config, with the weights of `init_from` if given.
+
+    A run with a saved state takes all weights from there and does not read `init_from`.
+    """
+    resumed = run if run is not None and has_state(run.path / "state") else None
+    if config.variant == "auto":
+        check_auto(config)
+        if resumed and (resumed.path / "best.keras").exists():
+            model = resumed.load_model("best")
+            return model.from_config(model.get_config())
+        described = resolve(read_config(config.init_from), config, num_classes)
+        logging.info("The architecture is that of %s, with a new head", config.init_from)
+    else:
+        described = architecture(config, num_classes)
+    model = model_from_config(described, config.dtype)
+    if config.init_from and not resumed:
+        report = load_weights(model, config.init_from, head=False)
+        logging.info("Initialized from %s: %s", config.init_from, report)
+    return model
+
+
+def compile_model(model: VisionModel, config, total_steps: int) -> None:
+    """Compiles the model with loss and optimizer of a config, and creates all variables."""
+    schedule = WarmupDecay(
+        config.learning_rate, total_steps, config.warmup_steps, config.lr_schedule
+    )
+    optimizer = make_optimizer(
+        config.optimizer, schedule, config.weight_decay, config.clip_norm, config.ema_momentum,
+        model.trainable_variables, config.layer_decay,
+    )  # fmt: skip
+    optimizer.build(model.trainable_variables)
+    model.compile(
+        optimizer,
+        SmoothedCrossEntropy(config.label_smoothing),
+        metrics=["accuracy"],
+        accumulation_steps=config.accumulation_steps,
+        steps_per_execution=config.steps_per_execution,
+    )
+
+
+def check_bad_images(bad: list, num_good: int, max_percent: float) -> None:
+    """Checks that few of the images are bad, so that a broken data set stops a run at once.
+
+    Raises:
+        InputError: If more than ten images and more than `max_percent` cannot be decoded.
+    """
+    percent = 100 * len(bad) / (len(bad) + num_good)
+    if len(bad) > 10 and percent > max_percent:
+        examples = "; ".join(f"{path}: {reason}" for path, reason in bad[:3])
+        raise InputError(
+            "The percentage of images that cannot be decoded must be at most `max_bad_percent`. "
+            f"Received: max_bad_percent={max_percent}, {len(bad)} of {len(bad) + num_good} images "
+            f"({percent:.1f} %), such as {examples}."
+        )
+
+
+def resolve(
+    described: ViTConfig | ResNetConfig, config, num_classes: int
+) -> ViTConfig | ResNetConfig:
+    """Returns the architecture of `init_from` with a new head and the overrides of a config."""
+    fields: dict[str, Any] = {"num_classes": num_classes, "include_rescaling": True}
+    if isinstance(described, ResNetConfig):
+        return dataclasses.replace(described, image_size=config.image_size, **fields)
+    overrides = {field: config[field] for field in OVERRIDES}
+    # pre_logits belongs to the task of the file
+    return dataclasses.replace(described, pre_logits=False, **overrides, **fields)

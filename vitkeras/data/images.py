@@ -1,0 +1,73 @@
+"""Image files that a user names: reading, decoding and the reasons for failures."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from vitkeras.data.preprocessing import MAX_PIXELS, decode_image
+from vitkeras.errors import InputError
+
+
+def read_file(path: str | Path) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"An image must be a readable file. Received: {path} ({error.strerror})."
+        ) from error
+
+
+def decode_file(path: str | Path, content: bytes) -> np.ndarray:
+    """Decodes the content of an image file.
+
+    Args:
+        path: Path of the file, for the error message.
+        content: The content.
+    Returns:
+        uint8 `(h, w, 3)`.
+    Raises:
+        InputError: If it is not a complete image of a supported format.
+    """
+    try:
+        return decode_image(tf.constant(content)).numpy()
+    except tf.errors.InvalidArgumentError as error:
+        raise InputError(
+            f"An image must be a complete JPEG, PNG, BMP or GIF file of at most {MAX_PIXELS:,} "
+            f"pixels. Received: {path}, {len(content)} bytes ({error_summary(error)})."
+        ) from error
+
+
+def check_decodable(path: str | Path, content: bytes) -> None:
+    """Raises the `InputError` of `decode_file` unless the content can be decoded."""
+    decode_file(path, content)
+
+
+def decode_error(image_bytes: tf.Tensor | bytes) -> str | None:
+    """Returns one line about why an image cannot be decoded, or None if it can be decoded.
+
+    Args:
+        image_bytes: Scalar string.
+    """
+    if not tf.strings.length(image_bytes):
+        return "the file is empty"
+    try:
+        decode_image(tf.convert_to_tensor(image_bytes))
+    except tf.errors.OpError as error:
+        return error_summary(error)
+    return None
+
+
+def error_summary(error: tf.errors.OpError) -> str:
+    """Returns the message of a TensorFlow error in one line, without the names of operations."""
+    asserted = re.search(r"Summarized data: b'(.*?)'\s+(\d+)", error.message)
+    if asserted:
+        return f"{asserted[1]} {int(asserted[2]):,}"
+    text = re.sub(r"\{\{.*?\}\}", "", error.message).strip().splitlines()[0]
+    return text.partition(" [Op:")[0].strip()[:120]

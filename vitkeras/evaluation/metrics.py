@@ -1,0 +1,44 @@
+"""Accuracy and loss over a complete split."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+
+def make_evaluator(model: keras.Model) -> Callable[..., dict[str, float]]:
+    """Returns a function that computes the metrics of a model.
+
+    It sums over examples, not over means of batches: the metrics do not depend on the batch size or
+    the number of replicas. Call this in the strategy's scope.
+
+    Args:
+        model: A model that returns logits `(b, classes)`.
+    Returns:
+        A function of a (distributed) dataset of (images, labels, weights), as `evaluation_batches`
+        makes it, that returns `{"accuracy": ..., "loss": ..., "examples": ...}`; the loss is the
+        cross-entropy in nats.
+    """
+    strategy = tf.distribute.get_strategy()
+
+    def replica_sums(images, labels, weights):
+        logits = tf.cast(model(images, training=False), tf.float32)  # (b, classes)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        correct = tf.cast(tf.argmax(logits, 1, tf.int32) == labels, tf.float32)
+        return tf.stack(
+            [tf.reduce_sum(x * weights) for x in (losses, correct, tf.ones_like(weights))]
+        )
+
+    @tf.function
+    def batch_sums(batch):
+        per_replica = strategy.run(replica_sums, args=batch)
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, per_replica, axis=None)
+
+    def evaluate(batches):
+        if isinstance(batches, tf.data.Dataset):
+            batches = strategy.experimental_distribute_dataset(batches)
+        total = sum(batch_sums(batch).numpy().astype("float64") for batch in batches)
+        loss, correct, examples = (float(x) for x in total)
+        return {"accuracy": correct / examples, "loss": loss / examples, "examples": int(examples)}
+
+    return evaluate

@@ -1,0 +1,1 @@
+"""Files: atomic writes, locks, the run directory, progress, figures and HTML pages."""

@@ -1,0 +1,201 @@
+"""The run directory: everything that evaluation, prediction, export and fine-tuning need.
+
+config.json         every field of the config
+class_names.json    class names in the order of the logits
+preprocessing.json  what happens to an image before the model
+dataset.json        fingerprint of the data set: sizes of the splits, version or hash
+versions.json       versions of vitkeras, Keras and the backend that started the run
+best.keras          the model with the best validation accuracy
+last.keras          the model after the last epoch
+state/              training state, one folder per saved step
+metrics.csv, curves.png, tensorboard/, bad_images.txt
+"""
+
+import json
+from typing import Any
+
+import keras
+from absl import logging
+from etils import epath
+
+import vitkeras
+import vitkeras.models.resnet
+import vitkeras.models.vit  # noqa: F401 (both register the classes in saved models)
+from vitkeras.errors import InputError
+from vitkeras.io.atomic import atomic_file, local_copy, write_file
+
+FILES = {
+    "config": "config.json",
+    "class_names": "class_names.json",
+    "preprocessing": "preprocessing.json",
+    "dataset": "dataset.json",
+    "versions": "versions.json",
+}
+#: Fields of a config that may change when a run is resumed: they change no result beyond rounding,
+#: except that a strategy with another number of replicas draws other dropout masks.
+RESUME_OVERRIDABLE_FIELDS = (
+    "data_dir", "max_bad_percent", "pictures_every", "remat", "save_minutes", "save_steps",
+    "strategy",
+)  # fmt: skip
+
+
+def installed_versions() -> dict[str, str]:
+    """Returns the versions of vitkeras, Keras and the backend."""
+    backend = keras.backend.backend()
+    versions = {"vitkeras": vitkeras.__version__, "keras": keras.__version__}
+    return versions | {backend: __import__(backend).__version__}
+
+
+class RunDirectory:
+    """A training run on disk.
+
+    Args:
+        path: The directory, on a local disk or in an object store (gs://...). It need not exist
+            before `create`.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        self.path = epath.Path(path)
+
+    def exists(self) -> bool:
+        """Returns whether a run was started here."""
+        return (self.path / FILES["config"]).exists()
+
+    def create(
+        self,
+        config: dict[str, Any],
+        class_names: list[str],
+        preprocessing: dict[str, Any],
+        dataset: dict[str, Any],
+    ) -> None:
+        """Starts a run, or checks that the run in the directory has the same config and data.
+
+        Logs a warning if another version started the run, or if its strategy changes.
+
+        Raises:
+            InputError: If the directory holds another run or other files, or cannot be created.
+        """
+        contents = {
+            "class_names": list(class_names),
+            "preprocessing": preprocessing,
+            "dataset": dataset,
+            "versions": installed_versions(),
+            "config": config,  # last: `exists` looks for it
+        }
+        if self.exists():
+            self._check_same(contents)
+            return
+        if self.path.exists() and (not self.path.is_dir() or self._has_other_files()):
+            raise InputError(
+                "A new run needs an empty or new directory. "
+                f"Received: {self.path}, which holds other files."
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                "A new run needs a directory that can be created. "
+                f"Received: {self.path} ({error.strerror})."
+            ) from error
+        for name, content in contents.items():
+            text = json.dumps(content, indent=1, sort_keys=name == "config") + "\n"
+            write_file(self.path / FILES[name], text.encode())
+
+    def _check_same(self, contents):
+        for name, new in reversed(contents.items()):
+            new = json.loads(json.dumps(new))
+            if name == "versions":
+                self._warn_of_versions(new)
+                continue
+            old = self._read(name)
+            if name == "config":
+                if old.get("strategy") != new.get("strategy"):
+                    logging.warning(
+                        "The run used strategy=%s so far and continues with strategy=%s. Another "
+                        "number of replicas draws other masks in dropout and stochastic depth.",
+                        old.get("strategy"), new.get("strategy"),
+                    )  # fmt: skip
+                old, new = (
+                    {k: v for k, v in each.items() if k not in RESUME_OVERRIDABLE_FIELDS}
+                    for each in (old, new)
+                )
+            if old != new:
+                raise InputError(
+                    f"A run must be resumed with the same {name}. Received: {self.path}, where "
+                    f"{_difference(old, new)}. Use the same values, or another directory."
+                )
+
+    def _warn_of_versions(self, new):
+        old = self._read("versions") if (self.path / FILES["versions"]).exists() else {}
+        if old != new:
+            logging.warning(
+                "The run was started with %s and continues with %s: results may differ.",
+                *(
+                    ", ".join(f"{k} {v}" for k, v in each.items()) or "unknown"
+                    for each in (old, new)
+                ),
+            )
+
+    def _has_other_files(self):
+        """Returns whether there are files that an interrupted `create` does not leave."""
+        names = (path.name for path in self.path.iterdir())
+        return any(name not in FILES.values() and not name.startswith(".") for name in names)
+
+    def _read(self, name):
+        path = self.path / FILES[name]
+        if not path.exists():
+            raise InputError(
+                "`workdir` must be a run directory, as `vitkeras train` makes it. "
+                f"Received: {self.path}, which has no {FILES[name]}."
+            )
+        return json.loads(path.read_text())
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config of the run."""
+        return self._read("config")
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names in the order of the logits."""
+        return self._read("class_names")
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The argument of `Preprocessing.from_json`."""
+        return self._read("preprocessing")
+
+    @property
+    def dataset(self) -> dict[str, Any]:
+        """Fingerprint of the data set."""
+        return self._read("dataset")
+
+    def save_model(self, model: keras.Model, which: str) -> None:
+        """Writes `best.keras` or `last.keras` atomically."""
+        with atomic_file(self.path / f"{which}.keras") as path:
+            model.save(path)
+
+    def load_model(self, which: str = "best") -> keras.Model:
+        """Returns the model, without an optimizer.
+
+        Raises:
+            InputError: If this is no run directory, or the model has not been saved yet.
+        """
+        self._read("config")
+        path = self.path / f"{which}.keras"
+        if not path.exists():
+            raise InputError(
+                f"The run has not saved this model yet. Received: {path}. Train at least one epoch."
+            )
+        with local_copy(path) as local:
+            return keras.saving.load_model(local, compile=False)
+
+
+def _difference(old, new):
+    """Returns a short description of the first differing fields."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return f"it was {str(old)[:60]} and is now {str(new)[:60]}"
+    fields = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return "; ".join(
+        f"{key} was {old.get(key)!r} and is now {new.get(key)!r}" for key in fields[:5]
+    )

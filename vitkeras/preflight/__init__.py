@@ -1,0 +1,1 @@
+"""Checks before a run: data, input pipeline, memory, and compilation for TPUs."""

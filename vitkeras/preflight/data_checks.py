@@ -1,0 +1,167 @@
+"""Checks the images and labels of a data source."""
+
+import io
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from vitkeras import data
+from vitkeras.data.examples import InMemoryExamples, Source
+from vitkeras.data.images import decode_error
+from vitkeras.data.sharding import exact_shard
+from vitkeras.preflight import report
+from vitkeras.preflight.report import CheckResult
+
+MAX_LISTED_IMAGES = 20
+#: Labels are read without decoding images, so that more of them are read than images.
+LABELS_PER_IMAGE = 10
+
+
+class Sample(NamedTuple):
+    """Decoded images of all splits.
+
+    Args:
+        sizes: Pairs (height, width) in pixels.
+        formats: File format and color mode of each image, such as "JPEG RGB".
+        bad: Pairs (name, reason) of the images that cannot be decoded.
+    """
+
+    sizes: list[tuple[int, int]]
+    formats: list[str]
+    bad: list[tuple[str, str]]
+
+    @property
+    def num_images(self) -> int:
+        """Number of images, good and bad."""
+        return len(self.sizes) + len(self.bad)
+
+
+def decode_sample(source: Source, count: int | None) -> Sample:
+    """Decodes images of every split of a source.
+
+    Args:
+        source: The data source.
+        count: Images per split; None for all.
+    Returns:
+        The sample, with the bad images that the source has found itself.
+    """
+    sample = Sample([], [], [])
+    for split in data.SPLITS:
+        for index, example in _spread(source.examples(split), count):
+            content = example["image_bytes"]
+            reason = decode_error(content)
+            if reason:
+                sample.bad.append((f"{split} {index}", reason))
+                continue
+            height, width, _ = data.decode_image(content).shape
+            sample.sizes.append((height, width))
+            sample.formats.append(_format(content))
+    return sample._replace(bad=[*source.bad_images, *sample.bad])
+
+
+def _spread(examples, count) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (index, example) of about `count` examples at equal distances."""
+    if count is None or count >= len(examples):
+        return enumerate(examples.in_order().as_numpy_iterator())
+    if isinstance(examples, InMemoryExamples):
+        stride = len(examples) // count
+        chosen = examples.in_order(exact_shard(stride, 0, stride)).as_numpy_iterator()
+        return zip(itertools.count(0, stride), chosen, strict=False)
+    # Record files can be read only from the start; TensorFlow Datasets shuffles when it writes.
+    return enumerate(examples.in_order().take(count).as_numpy_iterator())
+
+
+def _format(content):
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return f"{image.format} {image.mode}"
+    except (OSError, ValueError):
+        return "unknown to Pillow"
+
+
+def read_labels(source: Source, count: int | None) -> np.ndarray:
+    """Returns labels of the training split.
+
+    Args:
+        source: The data source.
+        count: Number of images in a sample; None for all labels.
+    """
+    labels = source.labels("train")
+    if isinstance(labels, np.ndarray):
+        return labels
+    limit = count and LABELS_PER_IMAGE * count
+    return np.fromiter(itertools.islice(labels, limit), np.int64)
+
+
+def check_images(
+    sample: Sample, num_examples: dict[str, int], image_size: tuple[int, int]
+) -> CheckResult:
+    """Describes the images of a sample and compares their size with that of the model.
+
+    Args:
+        sample: The decoded images.
+        num_examples: Images per split.
+        image_size: `(height, width)` of the model, in pixels.
+    """
+    sizes = np.array(sample.sizes)
+    median = np.median(sizes, axis=0)
+    values = {
+        "images": num_examples,
+        "images_checked": sample.num_images,
+        "bad_images": len(sample.bad),
+        "bad_percent": 100 * len(sample.bad) / sample.num_images,
+        "bad": [f"{name}: {reason}" for name, reason in sample.bad[:MAX_LISTED_IMAGES]],
+        "median_size": [int(side) for side in median],
+        "formats_percent": _percentages(sample.formats),
+    }
+    caption = "Height and width of the checked images, in pixels."
+    result = CheckResult("Images", values, figures=[(caption, report.draw_image_sizes(sizes))])
+    if (median < 0.5 * np.array(image_size)).any():
+        result.warnings.append(
+            "At least half of the images are less than half as large as image_size: enlarging them "
+            "only blurs them."
+        )
+    return result
+
+
+def _percentages(names):
+    """Returns a dict from name to its percentage, in descending order."""
+    unique, counts = np.unique(names, return_counts=True)
+    order = np.argsort(-counts)
+    return {str(unique[i]): round(100 * counts[i] / counts.sum(), 1) for i in order}
+
+
+def check_labels(labels: np.ndarray, class_names: list[str]) -> CheckResult:
+    """Checks that labels are class indices and that no class is missing or rare.
+
+    Args:
+        labels: Integers.
+        class_names: Names of the classes.
+    """
+    num_classes = len(class_names)
+    result = CheckResult("Labels", {"classes": num_classes})
+    invalid = labels[(labels < 0) | (labels >= num_classes)]
+    if len(invalid):
+        result.problems.append(
+            f"Labels must be integers from 0 to {num_classes - 1}. Received: {len(invalid)} other "
+            f"labels, such as {invalid[0]}."
+        )
+        labels = labels[~np.isin(labels, invalid)]
+    counts = np.bincount(labels, minlength=num_classes)
+    result.values["images_per_class"] = {"min": int(counts.min()), "max": int(counts.max())}
+    missing = [name for name, count in zip(class_names, counts, strict=True) if not count]
+    if missing:
+        result.warnings.append(
+            f"No image among {len(labels)} labels is of the class {', '.join(missing[:5])}."
+        )
+    elif counts.max() > 10 * counts.min():
+        ratio = counts.max() / counts.min()
+        result.warnings.append(
+            f"The largest class has {ratio:.0f} times as many images as the smallest."
+        )
+    png = report.draw_class_counts(class_names, counts)
+    result.figures.append(("Training images per class.", png))
+    return result

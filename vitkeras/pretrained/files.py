@@ -1,0 +1,132 @@
+"""Detects what a path holds: an array file of a known format, or a model of this package."""
+
+import contextlib
+import json
+import zipfile
+from collections.abc import Iterator
+
+import keras
+from etils import epath
+
+from vitkeras.errors import InputError
+from vitkeras.io.atomic import local_copy
+from vitkeras.io.run_directory import RunDirectory
+from vitkeras.pretrained.archives import open_npz, open_safetensors
+from vitkeras.pretrained.formats import big_vision, bit, google, hugging_face, timm
+
+FORMATS = (google, big_vision, bit, hugging_face, timm)
+SUPPORTED = (
+    "a .npz file of Google's vision_transformer, big_vision or BiT; a .safetensors file of Hugging "
+    "Face ViT or DINOv2 or of timm, or the folder with it and its config.json; a run directory; or "
+    "a .keras file of this package"
+)
+#: JSON files beside the weights that describe the model and its preprocessing.
+METADATA_FILES = ("config.json", "processor_config.json", "preprocessor_config.json")
+
+
+@contextlib.contextmanager
+def open_weights(path: epath.PathLike) -> Iterator[tuple]:
+    """Opens weights; the format is detected from the contents.
+
+    Args:
+        path: A file or folder, on a local disk or in an object store (gs://...).
+    Yields:
+        `("model", model, {})` for a model that this package saved; otherwise
+        `(format, arrays, metadata)`: one of `FORMATS`, the open `Arrays`, and the content of the
+        JSON files beside them.
+    Raises:
+        InputError: If the path does not exist, or the format is not supported.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise InputError(f"`path` must be {SUPPORTED}. Received: {path}, which does not exist.")
+    if path.is_dir():
+        if (path / "class_names.json").exists():
+            yield "model", RunDirectory(path).load_model(), {}
+            return
+        path = _file_in_folder(path)
+    with local_copy(path) as local:
+        kind = _detect_kind(local, path)
+        if kind == "keras":
+            yield "model", keras.saving.load_model(local, compile=False), {}
+            return
+        opened = open_npz(local) if kind == "npz" else open_safetensors(local)
+        with opened as arrays:
+            arrays.path = path
+            for format in FORMATS:
+                if format.matches(arrays.shapes):
+                    yield format, arrays, _read_metadata(path.parent) if kind != "npz" else {}
+                    return
+            names = ", ".join(list(arrays.shapes)[:5]) or "none"
+            raise InputError(
+                f"`path` must be {SUPPORTED}. Received: {path}, whose array names belong to no "
+                f"supported format: {names}, ..."
+            )
+
+
+def _file_in_folder(folder):
+    """Returns the weight file of a Hugging Face or timm folder."""
+    if (folder / "model.safetensors").exists():
+        return folder / "model.safetensors"
+    names = sorted(child.name for child in folder.iterdir())
+    if any(name.endswith(".safetensors.index.json") for name in names):
+        raise InputError(
+            "Weights must be in one file: save them again with "
+            "`save_pretrained(..., max_shard_size='100GB')`. "
+            f"Received: the folder {folder}, which holds several shards."
+        )
+    if "pytorch_model.bin" in names:
+        raise _pickle(folder / "pytorch_model.bin")
+    raise InputError(
+        f"`path` must be {SUPPORTED}. Received: the folder {folder}, which has no "
+        f"model.safetensors but {', '.join(names[:5]) or 'no files'}."
+    )
+
+
+def _detect_kind(local, path):
+    """Returns keras, npz or safetensors."""
+    with open(local, "rb") as file:
+        start = file.read(9)
+    if start.startswith(b"PK\x03\x04"):
+        try:
+            with zipfile.ZipFile(local) as archive:
+                names = archive.namelist()
+        except (zipfile.BadZipFile, NotImplementedError, ValueError):
+            return "npz"  # opening it reports the damage
+        if "model.weights.h5" in names and "config.json" in names:
+            return "keras"
+        if any(name.endswith("data.pkl") for name in names):
+            raise _pickle(path)
+        return "npz"
+    if start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        raise _pickle(path)
+    if len(start) == 9 and start[8:] == b"{":
+        return "safetensors"
+    raise InputError(
+        f"`path` must be {SUPPORTED}. Received: {path}, which starts with the bytes {start[:8]!r}."
+    )
+
+
+def _pickle(path):
+    return InputError(
+        f"A weight file must hold arrays only. Received: {path}, a PyTorch pickle, which could "
+        "execute code when it is read. If you trust it, convert it to safetensors "
+        "(safetensors.torch.save_file)."
+    )
+
+
+def _read_metadata(folder):
+    """Returns the content of the JSON files beside an array file, merged into one dict."""
+    metadata = {}
+    for name in METADATA_FILES:
+        if (folder / name).exists():
+            try:
+                content = json.loads((folder / name).read_text())
+            except ValueError as error:
+                raise InputError(
+                    f"{name} must be JSON. Received: {folder / name} ({error})."
+                ) from error
+            if not isinstance(content, dict):
+                raise InputError(f"{name} must hold a JSON object. Received: {folder / name}.")
+            metadata.update(content.get("image_processor", content))
+    return metadata

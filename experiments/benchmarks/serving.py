@@ -68,7 +68,7 @@ def _time_requests(exported, contents, rounds):
 
 
 def _summarize(seconds, batch_size):
-    """Returns the statistics of each export; `ratio` is its median latency over ours."""
+    """Returns statistics of each export; `ratio` is its median latency over that of vitkeras."""
     import numpy as np
 
     median = {name: np.median(times) for name, times in seconds.items()}

@@ -27,7 +27,7 @@ def enhanced(kind, factor):
 
 
 @pytest.mark.parametrize(
-    "ours, theirs, tolerance",
+    "actual, expected, tolerance",
     [
         (lambda _: randaugment.autocontrast(DIM),
          lambda: np.asarray(ImageOps.autocontrast(Image.fromarray(DIM))), 1),
@@ -45,10 +45,10 @@ def enhanced(kind, factor):
         (lambda x: randaugment.sharpness(x, 0.1), lambda: enhanced(ImageEnhance.Sharpness, 0.1), 2),
     ],
 )  # fmt: skip
-def test_operations_equal_those_of_pil(ours, theirs, tolerance):
-    out = np.asarray(ours(tf.constant(IMAGE)))
+def test_operations_equal_those_of_pil(actual, expected, tolerance):
+    out = np.asarray(actual(tf.constant(IMAGE)))
     assert out.dtype == np.uint8 and not np.array_equal(out, IMAGE)
-    assert np.abs(out.astype(int) - theirs()).max() <= tolerance
+    assert np.abs(out.astype(int) - expected()).max() <= tolerance
 
 
 def test_solarize_add_adds_to_values_below_128():
@@ -79,11 +79,13 @@ def test_operations_equal_those_of_addons(addons):
     comparable = np.pad(sums % 13 != 0, ((1, 1), (1, 1), (0, 0)), constant_values=True)
     assert comparable.mean() > 0.9
     for factor in FACTORS:
-        ours, theirs = (np.asarray(f(x, factor)) for f in (randaugment.sharpness, image.sharpness))
-        np.testing.assert_array_equal(ours[comparable], theirs[comparable])
-        for ours, other in ((randaugment.brightness, 0 * IMAGE), (randaugment.color, gray)):
+        actual, expected = (
+            np.asarray(f(x, factor)) for f in (randaugment.sharpness, image.sharpness)
+        )
+        np.testing.assert_array_equal(actual[comparable], expected[comparable])
+        for actual, other in ((randaugment.brightness, 0 * IMAGE), (randaugment.color, gray)):
             other = tf.constant(other.astype("uint8"))
-            np.testing.assert_array_equal(ours(x, factor), image.blend(other, x, factor))
+            np.testing.assert_array_equal(actual(x, factor), image.blend(other, x, factor))
     for level in (-0.6, 0.3):
         fill = tf.constant([128, 128, 128], tf.uint8)
         sheared = image.shear_x(x, level, fill), image.shear_y(x, level, fill)

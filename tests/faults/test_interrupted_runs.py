@@ -148,6 +148,7 @@ def test_second_run_in_the_same_directory_is_refused(uninterrupted, data_dir):
     assert sorted(uninterrupted[0].rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_run_resumes_bit_for_bit_after_a_full_disk_and_a_damaged_state(
     stopped, uninterrupted, data_dir, tmp_path
 ):

@@ -40,7 +40,7 @@ def test_rotation_equals_theirs(tfa, degrees):
 
 def test_translation_equals_theirs(tfa):
     image = random_image(20, 32)
-    # Their offsets (x, y) move the image; ours (y, x) move the sampled window.
+    # Their offsets (x, y) move the image; those of vitkeras (y, x) move the sampled window.
     expected = tfa.image.translate(image, [-4.0, 2.5], interpolation="bilinear", fill_value=0.0)
     translated = affine_transform(image, translation=(-2.5 / 20, 4 / 32))
     np.testing.assert_allclose(translated, expected, atol=1e-5)

@@ -65,7 +65,7 @@ def test_architecture_and_weights_come_from_the_file(kind, tmp_path):
     assert not np.any(fresh.get_layer("head").kernel)
     assert "pre_logits" not in [layer.name for layer in fresh.layers]
     report = vk.load_weights(model, path, grid=grid)
-    assert len(report["copied"]) == len(weights) and not report["resized"] + report["fresh"]
+    assert len(report["copied"]) == len(weights) and not report["resized"] + report["initialized"]
     assert f"{len(weights)} weights copied" in str(report)
 
 
@@ -271,7 +271,7 @@ def test_a_run_directory_and_a_keras_file(options, tmp_path):
             other.get_layer("block_01").mlp_in.kernel, model.get_layer("block_01").mlp_in.kernel
         )
         same = small_vit(num_classes=3, **options)
-        assert not vk.load_weights(same, path)["fresh"]
+        assert not vk.load_weights(same, path)["initialized"]
         np.testing.assert_allclose(logits(same), logits(model), atol=1e-6)
 
 
@@ -292,7 +292,7 @@ def test_arguments_that_do_not_apply_are_refused(tmp_path):
 def test_a_head_of_other_classes_stays_fresh_and_pre_logits_unused(tmp_path):
     path = write(google, random_arrays(google, spec(pre_logits=True)), tmp_path)
     report = vk.load_weights(small_vit(num_classes=9), path)
-    assert sorted(report["fresh"]) == ["head/bias", "head/kernel"]
+    assert sorted(report["initialized"]) == ["head/bias", "head/kernel"]
     assert report["unused"] == [
         "head/bias", "head/kernel", "pre_logits/bias", "pre_logits/kernel",
     ]  # fmt: skip

@@ -23,7 +23,7 @@ def test_all_but_the_head_is_copied():
     for old, new in zip(source.weights[:-2], target.weights[:-2], strict=True):
         np.testing.assert_array_equal(old, new)
     assert not np.any(target.get_layer("head").kernel)
-    assert sorted(report["fresh"]) == report["unused"] == ["head/bias", "head/kernel"]
+    assert sorted(report["initialized"]) == report["unused"] == ["head/bias", "head/kernel"]
     assert len(report["copied"]) == len(target.weights) - 2
 
 

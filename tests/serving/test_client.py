@@ -152,10 +152,10 @@ def test_predict_with_a_server_equals_predict_with_the_export(
     remote = json.loads(out.splitlines()[-1])["predictions"]
     _, out, _ = command("predict", f"--saved_model={exported}", *images)
     local = json.loads(out.splitlines()[-1])["predictions"]
-    for ours, theirs in zip(remote, local, strict=True):
-        assert ours["image"] == theirs["image"] and ours["valid"] == theirs["valid"]
-        assert [x["class"] for x in ours["top"]] == [x["class"] for x in theirs["top"]]
-        for one, other in zip(ours["top"], theirs["top"], strict=True):
+    for actual, expected in zip(remote, local, strict=True):
+        assert actual["image"] == expected["image"] and actual["valid"] == expected["valid"]
+        assert [x["class"] for x in actual["top"]] == [x["class"] for x in expected["top"]]
+        for one, other in zip(actual["top"], expected["top"], strict=True):
             assert abs(one["probability"] - other["probability"]) < 1e-5
     assert [x["valid"] for x in remote] == [True, True, False, True, True]
     assert len({x["top"][0]["probability"] for x in remote if x["valid"]}) == 4

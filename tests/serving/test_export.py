@@ -63,8 +63,8 @@ def test_with_compute_dtype(model):
     resnet = build_resnet(ResNetConfig((1, 1), image_size=32, num_classes=2))
     half = export.with_compute_dtype(resnet, "mixed_bfloat16")
     assert half.get_layer("root").compute_dtype == "bfloat16"
-    for ours, theirs in zip(half.weights, resnet.weights, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for actual, expected in zip(half.weights, resnet.weights, strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_invalid_arguments_are_refused(model, exported, tmp_path):

@@ -157,7 +157,7 @@ def test_dropout_equals_that_of_keras():
 
 def test_batches_that_a_tpu_cannot_process_are_refused(monkeypatch):
     model = tiny_model()
-    model.compile("sgd", training.SmoothedCrossEntropy())
+    model.compile("sgd", training.SmoothedCrossEntropy(), run_eagerly=True)
     monkeypatch.setattr(trainer, "_is_tpu", lambda strategy: True)
     images, labels = np.zeros((6, 8, 8, 3), "float32"), np.zeros(6, "int32")
     data = tf.data.Dataset.from_tensor_slices((images, labels))

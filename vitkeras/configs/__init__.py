@@ -41,17 +41,17 @@ def fields() -> list[Field]:
     """Returns the fields of `base.py` with the comments above them."""
     found: list[Field] = []
     comment: list[str] = []
-    fresh = True
+    ended = True
     for line in (FOLDER / "base.py").read_text(encoding="utf-8").splitlines():
         line = line.strip()
         match = re.match(r"config\.(\w+) = (.*)", line)
         if line.startswith("#"):
-            comment = [*comment, line.lstrip("# ")] if not fresh else [line.lstrip("# ")]
-            fresh = False
+            comment = [*comment, line.lstrip("# ")] if not ended else [line.lstrip("# ")]
+            ended = False
         elif match:
             default = re.sub(r"placeholder\(\w+\)", "not set", match[2])
             found.append(Field(match[1], default, " ".join(comment)))
-            fresh = True
+            ended = True
         else:
-            comment, fresh = [], True
+            comment, ended = [], True
     return found

@@ -129,7 +129,7 @@ class Bottleneck(keras.layers.Layer):
 
         self.conv1, self.norm1 = conv_and_norm(1, input_shape, self.width, 1)
         self.conv2, self.norm2 = conv_and_norm(2, inner_shape, self.width, 3, self.strides)
-        # Zero gamma: a fresh unit is the identity.
+        # Zero gamma: a new unit is the identity.
         self.conv3, self.norm3 = conv_and_norm(
             3, inner_shape, out_channels, 1, gamma_initializer="zeros"
         )

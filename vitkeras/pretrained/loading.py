@@ -308,11 +308,11 @@ def _fill(model, spec, source, resize, path, with_head=None):
         with_head = config.num_classes is not None and config.num_classes == target.num_classes
     if with_head and isinstance(target, ViTConfig):
         for field in ("classifier", "pre_logits"):
-            ours, theirs = getattr(target, field), getattr(config, field)
-            if ours != theirs:
+            expected, actual = getattr(target, field), getattr(config, field)
+            if expected != actual:
                 raise InputError(
                     f"`{field}` of the model must be that of the weights, or pass `head=False`. "
-                    f"Received: {field}={ours!r}, {path} has {theirs!r}."
+                    f"Received: {field}={expected!r}, {path} has {actual!r}."
                 )
     report = copy_weights(source, model, resize or spec.position_resize, with_head)
     if with_head and not np.any(model.get_layer("head").kernel):

@@ -1,4 +1,4 @@
-"""What a weight file says about its model, and how its arrays map to the weights of that model."""
+"""The architecture that a weight file describes, and the mapping of its arrays to weights."""
 
 import dataclasses
 import math
@@ -186,7 +186,7 @@ def infer_num_heads(
         given: Number from the user, or from a file next to the weights.
         fallback: Number that is used if no variant has these sizes.
     Returns:
-        The number and, if it is a guess (one head per 64 channels), a sentence that says so.
+        The number and, if it is a guess (one head per 64 channels), a warning.
     Raises:
         InputError: If the number cannot be determined or does not divide the width.
     """

@@ -49,11 +49,11 @@ class WeightSource:
 
 
 class TransferReport(dict):
-    """Lists of weight paths: "copied", "resized", "fresh" (not loaded) and "unused"."""
+    """Lists of weight paths: "copied", "resized", "initialized" (not loaded) and "unused"."""
 
     def __str__(self):
         lines = [f"{len(self['copied'])} weights copied"]
-        for what in ("resized", "fresh", "unused"):
+        for what in ("resized", "initialized", "unused"):
             if self[what]:
                 listed = ", ".join(self[what][:8]) + (", ..." if len(self[what]) > 8 else "")
                 lines.append(f"{len(self[what])} {what}: {listed}")
@@ -112,9 +112,9 @@ def check_architecture(
             f"Received: {origin}, a {kinds[0]}, for a {kinds[1]}."
         )
     differing = [
-        f"{name}={theirs[1]!r} in the model, {theirs[0]!r} in {origin}"
-        for name, theirs in _structure(source, target).items()
-        if theirs[0] != theirs[1]
+        f"{name}={expected!r} in the model, {actual!r} in {origin}"
+        for name, (actual, expected) in _structure(source, target).items()
+        if actual != expected
     ]
     if differing:
         raise InputError(
@@ -164,12 +164,12 @@ def copy_weights(
         InputError: If a weight of `target` has no counterpart of its shape, or a weight of `source`
             other than its head and pre_logits has none. Nothing is copied then.
     """
-    report = TransferReport(copied=[], resized=[], fresh=[], unused=[])
+    report = TransferReport(copied=[], resized=[], initialized=[], unused=[])
     values, problems = [], []
     for weight in target.weights:
         path, shape = weight.path, tuple(weight.shape)
         if path.startswith("head/") and not with_head:
-            report["fresh"].append(path)
+            report["initialized"].append(path)
             continue
         if path not in source.weights:
             problems.append(f"{path}: missing")

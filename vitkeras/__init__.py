@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vitkeras.layers.transformer import LayerScale, SelfAttention, TransformerBlock
     from vitkeras.models.config import HYBRIDS, RESNETS, VARIANTS, ResNetConfig, ViTConfig
     from vitkeras.models.resnet import resnet
-    from vitkeras.models.vit import VisionModel, vit
+    from vitkeras.models.vit import Model, VisionModel, vit
     from vitkeras.pretrained.loading import from_pretrained, load_weights
     from vitkeras.pretrained.saving import save_weights
     from vitkeras.pretrained.transfer import transfer_weights
@@ -33,6 +33,7 @@ _MODULES = {
     "HybridStem": "layers.hybrid_stem",
     "LayerScale": "layers.transformer",
     "MapHead": "layers.pooling",
+    "Model": "models.vit",
     "PatchEncoder": "layers.embeddings",
     "Patches": "layers.embeddings",
     "PositionEmbedding": "layers.embeddings",
@@ -58,6 +59,7 @@ __all__ = [
     "HybridStem",
     "LayerScale",
     "MapHead",
+    "Model",
     "PatchEncoder",
     "Patches",
     "PositionEmbedding",

@@ -6,6 +6,13 @@ against the installed Keras, which is why setup.cfg has an upper bound on Keras.
 """
 
 import contextlib
+import sys
+import threading
+import warnings
+
+from vitkeras.errors import InputError
+
+_thread = threading.local()
 
 #: By owner: a compiled model, its optimizer, and the epoch iterator of `fit`.
 NAMES = {
@@ -29,12 +36,18 @@ NAMES = {
         "_use_weight_decay",
     ),
     "iterator": ("data_adapter",),
+    "losses": ("reduce_values",),
 }
+
+
+def inner_optimizer(optimizer):
+    """Returns the optimizer that a `LossScaleOptimizer` wraps, or the optimizer itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def uses_weight_decay(optimizer, variable):
     """Returns whether the optimizer applies weight decay to a variable."""
-    return optimizer._use_weight_decay(variable)
+    return inner_optimizer(optimizer)._use_weight_decay(variable)
 
 
 def variable_index(optimizer, variable):
@@ -51,7 +64,7 @@ class DecayInUpdateStep:
 
 def moving_averages(optimizer):
     """Returns the moving averages of the trainable variables of an optimizer with EMA."""
-    return optimizer._model_variables_moving_average
+    return inner_optimizer(optimizer)._model_variables_moving_average
 
 
 @contextlib.contextmanager
@@ -68,6 +81,94 @@ def skip_gradient_all_reduce(optimizer):
         yield
     finally:
         del optimizer._all_reduce_sum_gradients
+
+
+def check_reduction(name, reduction):
+    """Checks the reduction of a loss that is computed for parts of a batch.
+
+    Raises:
+        InputError: If the loss of the batch is not the mean of those of its examples.
+    """
+    if reduction not in ("sum_over_batch_size", "mean"):
+        raise InputError(
+            "`reduction` of a loss must be sum_over_batch_size on several replicas or with "
+            f"`accumulation_steps`. Received: {name} with reduction={reduction!r}."
+        )
+
+
+@contextlib.contextmanager
+def check_loss_values():
+    """Checks losses that are computed in it, and makes the loss of no examples 0.
+
+    Raises:
+        InputError: If a loss function returns a scalar, or its reduction is not a mean.
+    """
+    from keras import ops
+    from keras.src.losses import loss as losses
+
+    original = losses.reduce_values
+    if not hasattr(original, "checked"):
+
+        def reduce_values(values, sample_weight=None, reduction="sum_over_batch_size"):
+            if not getattr(_thread, "check_loss_values", False):
+                return original(values, sample_weight, reduction)
+            check_reduction("a loss", reduction)
+            if len(values.shape) == 0:
+                raise InputError(
+                    "A loss function must return one value per example on several replicas or with "
+                    "`accumulation_steps`. Received: a scalar. Do not reduce over the first axis."
+                )
+            if values.shape[0] == 0:
+                return ops.sum(values)
+            return original(values, sample_weight, reduction)
+
+        reduce_values.checked = True
+        losses.reduce_values = reduce_values
+    _thread.check_loss_values = True
+    try:
+        yield
+    finally:
+        _thread.check_loss_values = False
+
+
+@contextlib.contextmanager
+def exact_step():
+    """Marks a step of `ReplicaConsistentModel`, see `in_exact_step`."""
+    _thread.in_exact_step = True
+    try:
+        yield
+    finally:
+        _thread.in_exact_step = False
+
+
+def in_exact_step():
+    """Returns whether a step of `ReplicaConsistentModel` calls the layer."""
+    return getattr(_thread, "in_exact_step", False)
+
+
+def warn_of_inexact_training(training):
+    """Warns if Keras's own train step calls a layer on one of several replicas."""
+    import keras
+
+    if not training or in_exact_step() or keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if replicas == 1 or tf.distribute.in_cross_replica_context():
+        return
+    frame = sys._getframe()
+    while frame := frame.f_back:  # the thread of a replica starts with the train step
+        if frame.f_code.co_name == "train_step":
+            model = frame.f_locals.get("self")
+            if isinstance(model, keras.Model):
+                warnings.warn(
+                    f"{type(model).__name__} {model.name!r} contains layers of vitkeras and trains "
+                    f"as Keras does: results depend on the number of replicas, here {replicas}. "
+                    "Use vitkeras.Model(inputs, outputs) instead of keras.Model(inputs, outputs).",
+                    stacklevel=2,
+                )
+            return
 
 
 def xla_optimization_barrier(tensors):

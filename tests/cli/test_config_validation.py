@@ -2,6 +2,7 @@
 
 import pytest
 from helpers.models import TINY
+from helpers.processes import python
 
 import vitkeras as vk
 from vitkeras import configs, data
@@ -99,3 +100,20 @@ def test_weights_must_fit_the_model_and_a_started_run_does_not_need_them(tmp_pat
     state.mkdir(parents=True)
     (state / "state.json").write_text("{}")
     validate(config(init_from="nowhere"), run)
+
+
+def test_validation_runs_no_tensorflow_op(tmp_path):
+    vk.vit("Ti/8", image_size=32, num_classes=3, **TINY).save(tmp_path / "model.keras")
+    code = """
+import sys
+import tensorflow as tf
+from vitkeras import configs
+from vitkeras.cli.config_validation import validate
+config = configs.base_config()
+config.update(variant="auto", image_size=(32, 32), init_from=sys.argv[1], layer_decay=0.5)
+validate(config)
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+"""
+    process = python("-c", code, tmp_path / "model.keras")
+    assert process.returncode == 0, process.stderr  # the last line fails after any op

@@ -14,6 +14,7 @@ from vitkeras.pretrained.loading import read_config
 from vitkeras.pretrained.transfer import check_architecture
 from vitkeras.training.checkpoints import has_state
 from vitkeras.training.freezing import check_freeze
+from vitkeras.training.optimizers import check_optimizer
 from vitkeras.training.strategy import check_strategy_name
 
 POSITIVE = ("batch_size", "accumulation_steps", "steps_per_execution", "epochs", "evaluate_every")
@@ -24,7 +25,7 @@ def validate(config, run: RunDirectory | None = None) -> None:
     """Validates ranges, names, and what must fit together.
 
     Only what depends on the data is left: the number of classes, and the warm-up if the length of
-    the run is given in epochs.
+    the run is given in epochs. Runs no TensorFlow op: strategies of several hosts must come first.
 
     Args:
         config: The config.
@@ -57,9 +58,9 @@ def validate(config, run: RunDirectory | None = None) -> None:
 def _validate_training(config):
     total_steps = config.total_steps or max(config.warmup_steps + 1, 1)
     training.WarmupDecay(config.learning_rate, total_steps, config.warmup_steps, config.lr_schedule)
-    training.make_optimizer(
-        config.optimizer, config.learning_rate, config.weight_decay, config.clip_norm,
-        config.ema_momentum, layer_decay=config.layer_decay,
+    check_optimizer(
+        config.optimizer, config.weight_decay, config.clip_norm, config.ema_momentum,
+        config.layer_decay,
     )  # fmt: skip
     training.SmoothedCrossEntropy(config.label_smoothing)
 

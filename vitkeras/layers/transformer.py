@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from vitkeras.arguments import check_int
+from vitkeras.keras_internals import warn_of_inexact_training
 from vitkeras.layers import tpu_attention
 from vitkeras.layers.regularization import Dropout, StochasticDepth, register
 
@@ -323,6 +324,7 @@ class TransformerBlock(keras.layers.Layer):
         return input_shape
 
     def call(self, x, training=None, return_attention_scores=False, scores_offset=None):
+        warn_of_inexact_training(training)
         if self.remat and training and not return_attention_scores and scores_offset is None:
             return self._call_with_remat(x)
         return self._call(x, training, return_attention_scores, scores_offset)

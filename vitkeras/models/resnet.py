@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from vitkeras.errors import InputError
+from vitkeras.keras_internals import warn_of_inexact_training
 from vitkeras.layers.hybrid_stem import KERNEL_AXES, Bottleneck, StdConv2D, group_norm
 from vitkeras.layers.regularization import register
 from vitkeras.models.config import ResNetConfig
@@ -78,7 +79,8 @@ class PreActBottleneck(Bottleneck):
             self.proj = BiTConv2D(out_channels, 1, self.strides, dtype=policy, name="proj")
             self.proj.build(input_shape)
 
-    def call(self, x):
+    def call(self, x, training=None):
+        warn_of_inexact_training(training)
         y = ops.relu(self.norm_a(x))
         if self.project:
             x = self.proj(y)

@@ -80,6 +80,10 @@ class VisionModel(Base):
             self.optimizer.build(self.trainable_variables)
 
 
+#: `vitkeras.Model(inputs, outputs)` makes a functional model as `keras.Model` does.
+Model = VisionModel
+
+
 def dtype_policy(dtype) -> keras.DTypePolicy:
     """Returns the Keras dtype policy of a name; the global policy for None.
 

@@ -157,6 +157,27 @@ OPTIMIZERS: dict[str, tuple[type[keras.optimizers.Optimizer], ...]] = {
 }
 
 
+def check_optimizer(
+    name: str,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+    ema_momentum: float | None = None,
+    layer_decay: float = 1.0,
+) -> None:
+    """Checks the arguments of `make_optimizer` without making variables.
+
+    Raises:
+        InputError: If `name` is unknown or a number is out of range.
+    """
+    check_choice("optimizer", name, OPTIMIZERS)
+    check_range("layer_decay", layer_decay, 0 < layer_decay <= 1, "above 0 and at most 1")
+    check_range("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
+    if clip_norm is not None:
+        check_range("clip_norm", clip_norm, clip_norm > 0, "positive")
+    if ema_momentum is not None:
+        check_range("ema_momentum", ema_momentum, 0 < ema_momentum < 1, "between 0 and 1")
+
+
 def make_optimizer(
     name: str,
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
@@ -183,13 +204,7 @@ def make_optimizer(
     Raises:
         InputError: If `name` is unknown or a number is out of range.
     """
-    check_choice("optimizer", name, OPTIMIZERS)
-    check_range("layer_decay", layer_decay, 0 < layer_decay <= 1, "above 0 and at most 1")
-    check_range("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
-    if clip_norm is not None:
-        check_range("clip_norm", clip_norm, clip_norm > 0, "positive")
-    if ema_momentum is not None:
-        check_range("ema_momentum", ema_momentum, 0 < ema_momentum < 1, "between 0 and 1")
+    check_optimizer(name, weight_decay, clip_norm, ema_momentum, layer_decay)
     arguments: dict[str, Any] = {
         "name": name,
         "learning_rate": learning_rate,

@@ -144,7 +144,7 @@ def test_every_shrunk_row_trains(module, argument):
 
 @pytest.mark.parametrize("argument, flags", [
     ("paper_finetune.py:H/14,flowers", ("--config.layer_decay=0.75", "--config.shots=1")),
-    ("paper_pretrain.py:R50+B/16,jft", ()),
+    ("paper_pretrain.py:B/32,jft", ()),
 ])  # fmt: skip
 @pytest.mark.slow
 def test_smoke_runs(argument, flags, data_dir, tmp_path):

@@ -221,14 +221,14 @@ def test_two_hosts_resume_after_one_is_lost_and_equal_one_device(data_dir, tmp_p
 def test_run_killed_at_any_moment_resumes_bit_for_bit(data_dir, tmp_path):
     # Large enough for a save to take a while, so that a kill can interrupt one.
     fields = {
-        "batch_size": 32, "hidden_dim": 256, "mlp_dim": 1024, "num_layers": 4, "epochs": 6,
-        "evaluate_every": 3, "save_steps": 3, "steps_per_execution": 1,
+        "batch_size": 32, "hidden_dim": 256, "mlp_dim": 1024, "num_layers": 4, "epochs": 4,
+        "evaluate_every": 2, "save_steps": 3, "steps_per_execution": 1,
     }  # fmt: skip
     reference, run = tmp_path / "reference", tmp_path / "run"
     arguments = train_arguments(run, data_dir, **fields)
     result_of(*command(*train_arguments(reference, data_dir, **fields)))
     rng = random.Random(0)
-    moments = ["start"] * 5 + ["training"] * 9 + ["saving"] * 6
+    moments = ["start"] * 2 + ["training"] * 4 + ["saving"] * 4
     rng.shuffle(moments)
     kills_in_saves = 0
     for moment in moments:
@@ -239,7 +239,7 @@ def test_run_killed_at_any_moment_resumes_bit_for_bit(data_dir, tmp_path):
             read_until(process, "parameters")  # logged before training
             before = {path.name for path in run.glob("state/step-*")}
             if moment == "training":
-                time.sleep(rng.uniform(0, 12))
+                time.sleep(rng.uniform(0, 8))
             else:
                 wait_for(run / "state", process, has_new_state(before))
                 wait_for(run / "state", process, is_saving)
@@ -250,7 +250,7 @@ def test_run_killed_at_any_moment_resumes_bit_for_bit(data_dir, tmp_path):
     code, _, error = command(*arguments)
     assert code == 0, error
     step = error.partition("Resuming after step ")[2].partition("\n")[0]
-    print(f"20 kills, {kills_in_saves} of them in a save; the last process resumed at step {step}")
-    assert kills_in_saves >= 3
+    print(f"{len(moments)} kills, {kills_in_saves} of them in a save; resumed at step {step}")
+    assert kills_in_saves >= 2
     assert_same_runs(run, reference)
     assert not list(run.rglob(".*.*"))

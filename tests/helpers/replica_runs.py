@@ -67,7 +67,7 @@ def train(strategy, plain, smoothing=0.0, dtype="float32", **options):
         if plain and "accumulation_steps" in compile_options:
             optimizer.gradient_accumulation_steps = compile_options.pop("accumulation_steps")
         loss = training.SmoothedCrossEntropy(smoothing)
-        model.compile(optimizer, loss, metrics=["accuracy"], **compile_options)
+        model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False, **compile_options)
         evaluate = make_evaluator(model)
     batches = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(16)
     history = model.fit(batches, epochs=3, verbose=0).history

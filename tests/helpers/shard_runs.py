@@ -127,7 +127,7 @@ def train(scope, make, compile_options, fit_options):
         metrics = None if make is own_step else ["accuracy"]
         if isinstance(model.output, dict):
             metrics = {name: metrics for name in model.output}
-        model.compile(optimizer, loss, metrics=metrics, **compile_options)
+        model.compile(optimizer, loss, metrics=metrics, jit_compile=False, **compile_options)
     x = options.pop("structure", lambda x: x)(IMAGES[:count])
     y = options.pop("targets", lambda y: y)(LABELS[:count])
     if options.pop("sample_weight", False):

@@ -29,13 +29,13 @@ def largest_differences(replicas, folder, *cases):
 
 
 def test_uneven_and_empty_shards_equal_one_device(tmp_path):
-    cases = ("uneven", "empty shard", "unused weights, accumulation")
+    cases = ("uneven", "empty shard")
     for key, difference in largest_differences(2, tmp_path, *cases).items():
         assert difference < 1e-5, key
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("replicas", [2, 3, 4])
+@pytest.mark.parametrize("replicas", [2, 3])
 def test_every_case_equals_one_device(replicas, tmp_path):
     for key, difference in largest_differences(replicas, tmp_path).items():
         assert difference < 2e-5, key

@@ -119,7 +119,7 @@ def train(strategy, accumulation_steps):
             name, training.WarmupDecay(0.1 if name == "sgd" else 1e-3, 9, 2), 0.1, 0.1, 0.9,
             model.trainable_variables, 0.5)
         optimizer.build(model.trainable_variables)
-        model.compile(optimizer, training.SmoothedCrossEntropy(),
+        model.compile(optimizer, training.SmoothedCrossEntropy(), jit_compile=False,
                       accumulation_steps=accumulation_steps)
     model.fit(tf.data.Dataset.from_tensor_slices((images, labels)).batch(8), epochs=3, verbose=0)
     averages = moving_averages(optimizer)

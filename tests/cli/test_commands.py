@@ -101,6 +101,21 @@ def test_evaluate_gives_the_numbers_of_train(run):
     assert result["examples"] == 29 and result["weights"] == "last"
 
 
+def test_evaluate_refuses_other_data(run, photos, tmp_path):
+    folder, workdir = tmp_path / "photos", tmp_path / "run"
+    shutil.copytree(photos, folder)
+    shutil.copytree(run[0], workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps({**config, "dataset": f"folder:{folder}"}))
+    assert succeed("evaluate", f"--workdir={workdir}")[0]["accuracy"] == run[1]["accuracy"]
+    first = next(folder.glob("ant/*.png"))
+    for added, what in (("ant/new.png", "dataset"), ("dog/new.png", "class_names")):
+        (folder / added).parent.mkdir(exist_ok=True)
+        shutil.copy(first, folder / added)
+        error = fail("evaluate", f"--workdir={workdir}")
+        assert f"The {what} must be that of the run" in error
+
+
 def test_a_finished_run_is_not_trained_again(run, photos):
     before = (run[0] / "metrics.csv").read_bytes()
     result, log = train(photos, run[0], "--config.remat=True")  # may change on resume

@@ -1,3 +1,6 @@
+import os
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -59,7 +62,7 @@ def test_validation_percent_of_a_folder(photos, tmp_path):
 
 def test_a_folder_with_val_but_without_test_is_rejected(tmp_path):
     write_photos(tmp_path, ["train/a/0.png", "val/a/0.png"])
-    with pytest.raises(InputError, match="must have test/ too"):
+    with pytest.raises(InputError, match=r"must have train/ and test/.*\['train', 'val'\]"):
         data.FolderSource(tmp_path)
 
 
@@ -116,3 +119,95 @@ def test_a_folder_in_an_object_store():
     assert sum(len(images) for images, _ in batches) == 8
     with pytest.raises(InputError, match="existing folder.*ram://bucket/none"):
         data.open_source("folder:ram://bucket/none")
+
+
+@pytest.mark.parametrize(
+    "train, validation, test",
+    [("Train", None, "Test"), ("TRAINING", "Valid", "testing"), ("training", "dev", "TEST")],
+)
+def test_split_folders_of_any_usual_name(train, validation, test, tmp_path, caplog):
+    folders = [name for name in (train, validation, test) if name]
+    files = [f"{folder}/{c}/{i}.png" for folder in folders for c in ("a", "b") for i in range(6)]
+    with caplog.at_level("INFO", "absl"):
+        source = data.FolderSource(write_photos(tmp_path, files))
+    assert source.class_names == ["a", "b"]
+    assert sizes(source) == ([12, 12, 12] if validation else [10, 2, 12])
+    assert f"The splits are the folders {train}, " in caplog.text and test in caplog.text
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        (["train/a/0.png", "Training/a/0.png", "test/a/0.png"], "one folder per split"),
+        (["train/a/0.png", "test/a/0.png", "cats/0.png"], r"either splits.*\['cats'\]"),
+        (["train/a/0.png", "test/0.png"], r"either splits.*\['train'\].*\['test'\]"),
+        (["train/0.png", "test/0.png"], "either splits"),
+        (["train/a/0.png"], "must have train/ and test/"),
+        (["test/a/0.png", "dev/a/0.png"], "must have train/ and test/"),
+    ],
+)
+def test_ambiguous_splits_are_refused(files, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        data.FolderSource(write_photos(tmp_path, files))
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path):
+    root = write_photos(tmp_path, ["train/0.png", "bus/0.png", "tram/0.png"])
+    assert data.FolderSource(root).class_names == ["bus", "train", "tram"]
+
+
+def test_junk_is_ignored_and_every_other_file_is_used_or_listed(tmp_path):
+    files = [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(12)]
+    junk = [
+        "cat/.ipynb_checkpoints/0-checkpoint.png", "cat/._0.png", ".cache/0.png",
+        "__MACOSX/cat/0.png", "dog/Thumbs.db.png", "@eaDir/0.png",
+    ]  # fmt: skip
+    root = write_photos(tmp_path, [*files, "cat/deep/er/0.jfif", *junk])
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store"):
+        (root / "cat" / name).write_bytes(b"junk")
+    (root / "dog" / "notes.txt").write_text("text")
+    (root / "dog" / "README").write_text("text")
+    for suffix in ("webp", "BMP", "gif", "tif"):
+        (root / "cat" / f"x.{suffix}").write_bytes(b"image")
+    os.symlink("/gone/photo.jpg", root / "cat" / "link.jpg")
+    os.mkfifo(root / "dog" / "pipe.jpg")
+    with open(os.fsencode(root) + b"/dog/caf\xe9.png", "wb") as file:
+        file.write(encode(photo(9, 9)))
+    (root / "cat" / "new\nline.webp").write_bytes(b"image")
+    source = data.FolderSource(root)
+    assert source.class_names == ["cat", "dog"] and sum(sizes(source)) == 26
+    listed = [path for split in SPLITS for path in source.validate(split).files]
+    assert sorted(listed) == sorted([*files, "cat/deep/er/0.jfif", "dog/Thumbs.db.png"])
+    reasons = dict(source.bad_images)
+    assert set(reasons) == {
+        "cat/x.webp", "cat/x.BMP", "cat/x.gif", "cat/x.tif", "cat/link.jpg", "dog/pipe.jpg",
+        "dog/caf\\xe9.png", "cat/new\\nline.webp",
+    }  # fmt: skip
+    assert "No such file" in reasons["cat/link.jpg"] and "regular" in reasons["dog/pipe.jpg"]
+    assert reasons["cat/x.BMP"] == ".bmp files are not read; convert it to JPEG or PNG"
+    assert "UTF-8" in reasons["dog/caf\\xe9.png"]
+    assert sorted(source.other_files) == ["dog/README", "dog/notes.txt"]
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    write_photos(tmp_path, ["a/0.png"])
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    with pytest.raises(InputError, match=r"must be UTF-8.*caf\\xe9"):
+        data.FolderSource(tmp_path)
+
+
+def test_the_fingerprint_has_the_contents(tmp_path):
+    files = [f"{c}/{i}.png" for c in ("cat", "dog") for i in range(12)]
+    root = write_photos(tmp_path / "photos", files)
+    before = data.FolderSource(root).fingerprint()
+    assert data.FolderSource(root).fingerprint() == before  # from the cache
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    os.utime(copy / "cat" / "0.png", (0, 0))
+    assert data.FolderSource(copy).fingerprint() == before
+    cat, dog = (root / c / "0.png" for c in ("cat", "dog"))
+    contents = cat.read_bytes(), dog.read_bytes()
+    cat.write_bytes(contents[1])
+    dog.write_bytes(contents[0])
+    after = data.FolderSource(root).fingerprint()
+    assert after["files_sha256"] != before["files_sha256"] and after["train"] == before["train"]

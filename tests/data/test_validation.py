@@ -23,13 +23,13 @@ def test_files_that_were_decoded_are_not_decoded_again(tmp_path, monkeypatch):
     files = [f"{c}/{i}.png" for c in ("ant", "bee") for i in range(5)]
     root = write_photos(tmp_path / "photos", files)
     (root / "bee" / "bad.png").write_bytes(b"text")
-    decoded, decodable = [], validation._decodable
+    decoded, decode = [], validation._decode
 
     def record(files, progress):
         decoded.extend(files)
-        return decodable(files, progress)
+        return decode(files, progress)
 
-    monkeypatch.setattr(validation, "_decodable", record)
+    monkeypatch.setattr(validation, "_decode", record)
 
     def read():
         decoded.clear()

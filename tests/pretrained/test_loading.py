@@ -408,3 +408,13 @@ def test_read_config_does_not_need_the_weights(tmp_path):
     path = write(google, random_arrays(google, spec()), tmp_path)
     assert read_config(path) == SMALL
     assert isinstance(read_config(path), ViTConfig)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.com/B_16.npz", "hf://google/vit-base-patch16-224"]
+)
+def test_urls_are_refused(url):
+    model = vk.vit("Ti/16", image_size=16, num_classes=2, num_layers=1)
+    for load in (vk.from_pretrained, lambda path: vk.load_weights(model, path)):
+        with pytest.raises(InputError, match=f"{url}, a URL. Download it before"):
+            load(url)

@@ -100,6 +100,13 @@ def unverified(monkeypatch):
     monkeypatch.setattr(export, "verify_export", lambda *_: zero)
 
 
+@pytest.mark.parametrize("name", ["photos[2]", "what?", "a*b", "a\\b"])
+def test_names_that_tensorflow_takes_for_a_pattern_are_refused(name, model, tmp_path):
+    with pytest.raises(InputError, match=r"none of the characters \* \? \["):
+        serving.export_saved_model(model, PREPROCESSING, CLASS_NAMES, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_exports_wait_for_each_other_and_remove_what_killed_ones_left(model, tmp_path, unverified):
     base = tmp_path / "tiny"
     for name in (".3.1", ".models.config.2", "3"):

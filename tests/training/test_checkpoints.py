@@ -1,3 +1,4 @@
+import json
 import threading
 
 import numpy as np
@@ -69,6 +70,28 @@ def test_state_without_marker_is_ignored_and_unreadable_states_are_an_error(tmp_
     with pytest.raises(RunError, match=f"{tmp_path}.*no state can be read"):
         checkpoints.latest_state(tmp_path)
     assert "step-000000001 cannot be read" in caplog.text
+
+
+def test_every_change_of_the_record_is_noticed(tmp_path):
+    record = {"epoch": 3, "epoch_step": 7, "best": [0.5, -1.25], "rows": [{"loss": 1.5}]}
+    checkpoints.save_state(tmp_path / "state", 9, {"x": np.arange(3)}, record)
+    folder = tmp_path / "state" / "step-000000009"
+    assert checkpoints.latest_state(tmp_path / "state")[1] == {"step": 9, **record}
+    text = (folder / "state.json").read_text()
+    content = json.loads(text)
+    changed = [{**content, key: None} for key in content]
+    changed += [{**content, "step": 10}, {**content, "best": [0.5, -1.26]}, {**content, "new": 1}]
+    texts = [json.dumps(each) for each in changed] + [
+        text[:i] + "0" + text[i + 1 :] for i in range(len(text)) if text[i] != "0"
+    ]
+    for damaged in [*texts, "", "[]", "7", "null"]:
+        (folder / "state.json").write_text(damaged)
+        with pytest.raises(RunError, match="no state can be read"):
+            checkpoints.latest_state(tmp_path / "state")
+    (folder / "state.json").write_text(text)
+    folder.rename(folder.with_name("step-000000010"))
+    with pytest.raises(RunError, match="no state can be read"):
+        checkpoints.latest_state(tmp_path / "state")
 
 
 def test_later_changes_of_the_record_are_not_written(tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
         config["dataset"], config["data_dir"], config["seed"], config["validation_percent"],
         config["shots"],
     )  # fmt: skip
+    run.check_data(source.class_names, source.fingerprint())
     preprocessing = data.Preprocessing.from_json(run.preprocessing)
     batches = data.evaluation_batches(source, flags.split, preprocessing, flags.batch_size)
     result = make_evaluator(model)(batches)

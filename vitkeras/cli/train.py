@@ -6,6 +6,7 @@
 SIGTERM and Ctrl-C finish the step, save the state and exit with code 75.
 """
 
+import collections
 import math
 import os
 import shlex
@@ -139,18 +140,27 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
 
 
 def _write_bad_images(source, run):
-    """Lists the images that are left out in the run directory, and logs the first of them."""
+    """Lists the files that are left out in the run directory, and logs them by kind."""
     from absl import logging
 
     from vitkeras.io.atomic import write_file
 
-    if source.bad_images:
-        lines = [f"{path}\t{reason}" for path, reason in source.bad_images]
+    lines = [f"{path}\t{reason}" for path, reason in source.bad_images]
+    lines += [f"{path}\tnot an image" for path in source.other_files]
+    if lines:
         write_file(run.path / "bad_images.txt", "".join(f"{line}\n" for line in lines).encode())
-        logging.warning(
-            "%d images cannot be decoded and are left out, see bad_images.txt:\n%s",
-            len(lines), "\n".join(lines[:5]),
-        )  # fmt: skip
+    for what, paths in (
+        ("images cannot be read", [path for path, _ in source.bad_images]),
+        ("files are not images", source.other_files),
+    ):
+        if paths:
+            kinds = collections.Counter(os.path.splitext(path)[1].lower() for path in paths)
+            logging.warning(
+                "%d %s and are left out, see bad_images.txt (%s), such as %s.",
+                len(paths), what,
+                ", ".join(f"{count} {kind or 'no suffix'}" for kind, count in kinds.most_common(9)),
+                ", ".join(paths[:3]),
+            )  # fmt: skip
 
 
 def _print_next_commands(run, source):

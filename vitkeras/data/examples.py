@@ -170,10 +170,12 @@ class Source(Protocol):
         class_names: Names of the classes, in the order of the labels.
         bad_images: Pairs (path, reason) of the image files that cannot be decoded and are left out,
             of the splits that were read so far.
+        other_files: Paths of the files that are no images and are left out.
     """
 
     class_names: list[str]
     bad_images: list[tuple[str, str]]
+    other_files: list[str]
 
     def num_examples(self, split: str) -> int:
         """Returns the number of examples of a split."""

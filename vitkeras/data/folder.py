@@ -5,22 +5,30 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from vitkeras.arguments import did_you_mean
 from vitkeras.data.examples import InMemoryExamples
-from vitkeras.data.folder_listing import is_folder, list_classes, stamp
+from vitkeras.data.folder_listing import (
+    find_splits,
+    is_folder,
+    list_classes,
+    printable,
+    stamp,
+)
 from vitkeras.data.splits import SPLITS, select_shots, stratified_split
-from vitkeras.data.validation import find_undecodable
+from vitkeras.data.validation import decode_files
 from vitkeras.errors import InputError
 
 
 class FolderSource:
     """A folder of JPEG and PNG images with one sub-folder per class.
 
-    If the folder has train/ and test/ (and optionally validation/ or val/), these are the splits,
-    and a missing validation split is 10 % of train. Otherwise the splits are 80 %, 10 % and 10 %.
-    Both are stratified by class and depend on the seed. Files that cannot be decoded are left out
-    and listed in `bad_images`.
+    If the folder has train/ and test/ (and optionally validation/), in any case and with the names
+    of `folder_listing.SPLIT_FOLDERS`, these are the splits, and a missing validation split is 10 %
+    of train. Otherwise the splits are 80 %, 10 % and 10 %. Both are stratified by class and depend
+    on the seed. Images that cannot be decoded are left out and listed in `bad_images`, other files
+    in `other_files`.
 
     Args:
         path: The folder, on a local disk or in an object store (gs://...).
@@ -44,48 +52,43 @@ class FolderSource:
         self.path = str(path).rstrip("/")
         self.seed, self.shots, self.sample = seed, shots, sample
         self.bad_images: list[tuple[str, str]] = []  # pairs (path relative to the folder, reason)
+        self.other_files: list[str] = []
         self._validated: dict[str, Any] = {}
         if not is_folder(self.path):
             raise InputError(f"`folder:PATH` must be an existing folder. Received: {path}.")
         fraction = (validation_percent or 10) / 100
-        if self._has("train") and self._has("test"):
-            self._read_splits(fraction)
-        elif self._has("train") and self._validation_folders():
-            # Otherwise train and val would be two classes.
-            raise InputError(
-                "A folder with train/ and validation/ or val/ must have test/ too. "
-                f"Received: {path}. Rename or copy a split to test/."
-            )
+        folders = find_splits(self.path)
+        if folders:
+            self._read_splits(folders, fraction)
         else:
-            self.class_names, files, labels = list_classes(self.path)
+            self.class_names, files, labels = self._list("")
             self._split(
                 files, labels, {"train": 0.9 - fraction, "validation": fraction, "test": 0.1}
             )
 
-    def _has(self, name):
-        return is_folder(f"{self.path}/{name}")
-
-    def _validation_folders(self):
-        return [name for name in ("validation", "val") if self._has(name)]
-
     def _list(self, folder):
-        names, files, labels = list_classes(f"{self.path}/{folder}")
-        return names, [f"{folder}/{file}" for file in files], labels
+        listing = list_classes(f"{self.path}/{folder}".rstrip("/"))
+        prefix = folder and f"{folder}/"
+        self.bad_images += [(prefix + file, reason) for file, reason in listing.bad]
+        self.other_files += [prefix + file for file in listing.other]
+        return listing.class_names, [prefix + file for file in listing.files], listing.labels
 
-    def _read_splits(self, fraction):
-        self.class_names, files, labels = self._list("train")
-        validation = self._validation_folders()
-        if validation:
+    def _read_splits(self, folders, fraction):
+        logging.info("The splits are the folders %s.", ", ".join(folders.values()))
+        train = folders["train"]
+        self.class_names, files, labels = self._list(train)
+        if "validation" in folders:
             self.files = {"train": (files, labels)}
         else:
             self._split(files, labels, {"train": 1 - fraction, "validation": fraction})
-        for split, folder in [("test", "test")] + [("validation", n) for n in validation[:1]]:
-            names, files, labels = self._list(folder)
+        for split in [split for split in folders if split != "train"]:
+            names, files, labels = self._list(folders[split])
             unknown = sorted(set(names) - set(self.class_names))
             if unknown:
                 raise InputError(
-                    f"Every class in {folder}/ must be in train/ too. Received: {unknown[:5]}, "
-                    f"which train/ does not have.{did_you_mean(unknown[0], self.class_names)}"
+                    f"Every class in {folders[split]}/ must be in {train}/ too. Received: "
+                    f"{unknown[:5]}, which {train}/ does not have."
+                    f"{did_you_mean(unknown[0], self.class_names)}"
                 )
             train_labels = np.array([self.class_names.index(name) for name in names])
             self.files[split] = (files, train_labels[labels])
@@ -117,10 +120,17 @@ class FolderSource:
         if self.sample is not None and self.sample < len(files):
             rng = np.random.default_rng(self.seed)
             indices = np.sort(rng.choice(indices, self.sample, replace=False))
-        stamps = {i: stamp(f"{self.path}/{files[i]}") for i in indices.tolist()}
-        found = find_undecodable(self.path, [files[i] for i in stamps], stamps.values())
-        reasons = {int(indices[i]): reason for i, reason in found.items()}
-        bad = [(files[i], reason) for i, reason in reasons.items()]
+        stamps, reasons = {}, {}
+        for i in indices.tolist():
+            try:
+                stamps[i] = stamp(f"{self.path}/{files[i]}")
+            except OSError as error:
+                reasons[i] = f"the file cannot be read ({error.strerror})"
+        decoded = list(stamps)
+        found, hashes = decode_files(self.path, [files[i] for i in decoded], stamps.values())
+        reasons |= {decoded[i]: reason for i, reason in found.items()}
+        contents = dict(zip(decoded, hashes.tolist(), strict=True))
+        bad = [(printable(files[i]), reason) for i, reason in sorted(reasons.items())]
         if len(bad) == len(files):
             raise InputError(
                 f"A split must have an image that can be decoded. Received: {self.path}, split "
@@ -133,7 +143,12 @@ class FolderSource:
             selected = select_shots(names, labels[kept], self.shots, self.seed, self.class_names)
             kept = [kept[i] for i in selected]
         self.bad_images += bad
-        return ValidatedSplit([files[i] for i in kept], labels[kept], [stamps.get(i) for i in kept])
+        return ValidatedSplit(
+            [files[i] for i in kept],
+            labels[kept],
+            [stamps.get(i) for i in kept],
+            [contents.get(i, 0) for i in kept],
+        )
 
     def num_examples(self, split: str) -> int:
         """Returns the number of examples of a split that can be decoded."""
@@ -152,12 +167,15 @@ class FolderSource:
         return f"{self.path}/{self.validate(split).files[0]}"
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns the sizes of the splits and a hash of all names and labels."""
+        """Returns the sizes of the splits and a hash of all names, labels and contents.
+
+        Contents that are not decoded because of `sample` are not in the hash.
+        """
         digest = hashlib.sha256()
         for split in SPLITS:
-            files, labels, _ = self.validate(split)
-            for file, label in zip(files, labels, strict=True):
-                digest.update(f"{split}\0{file}\0{label}\n".encode())
+            files, labels, _, hashes = self.validate(split)
+            for row in zip(files, labels, hashes, strict=True):
+                digest.update("\0".join([split, *map(str, row)]).encode() + b"\n")
         sizes = {split: self.num_examples(split) for split in SPLITS}
         return {**sizes, "files_sha256": digest.hexdigest()[:16]}
 
@@ -170,7 +188,7 @@ class FolderSource:
 
     def examples(self, split: str) -> InMemoryExamples:
         """Returns the examples of a split; a row has the path of the file, which `load` reads."""
-        files, labels, _ = self.validate(split)
+        files, labels, *_ = self.validate(split)
         folder = self.path
 
         def load(row):
@@ -183,8 +201,9 @@ class FolderSource:
 
 
 class ValidatedSplit(NamedTuple):
-    """The files of a split that can be decoded: relative paths, labels and `stamp` of each."""
+    """The files of a split that can be decoded: relative path, label, `stamp` and content hash."""
 
     files: list[str]
     labels: np.ndarray
     stamps: list[str | None]
+    hashes: list[int]

@@ -46,9 +46,9 @@ class TFDSSource:
         validation_percent: float | None = None,
         shots: int | None = None,
     ):
-        self.bad_images: list[
-            tuple[str, str]
-        ] = []  # records have no path: one that cannot be decoded stops the run
+        # Records have no path: one that cannot be decoded stops the run.
+        self.bad_images: list[tuple[str, str]] = []
+        self.other_files: list[str] = []
         self.builder = _builder(name, data_dir)
         features = self.builder.info.features
         if not {"image", "label"} <= set(features or ()):

@@ -170,6 +170,24 @@ class RunDirectory:
         """Fingerprint of the data set."""
         return self._read("dataset")
 
+    def check_data(self, class_names: list[str], dataset: dict[str, Any]) -> None:
+        """Checks that data are those of the run: otherwise training images may be in another split.
+
+        Args:
+            class_names: Class names of the data source.
+            dataset: Fingerprint of the data source.
+        Raises:
+            InputError: If they differ.
+        """
+        for name, new in {"class_names": list(class_names), "dataset": dataset}.items():
+            old, new = self._read(name), json.loads(json.dumps(new))
+            if old != new:
+                raise InputError(
+                    f"The {name} must be that of the run, whose splits it has. "
+                    f"Received: {self.path}, where {_difference(old, new)}. Restore the data, or "
+                    "train a new run."
+                )
+
     def save_model(self, model: keras.Model, which: str) -> None:
         """Writes `best.keras` or `last.keras` atomically."""
         with atomic_file(self.path / f"{which}.keras") as path:

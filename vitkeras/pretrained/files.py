@@ -37,6 +37,12 @@ def open_weights(path: epath.PathLike) -> Iterator[tuple]:
     Raises:
         InputError: If the path does not exist, or the format is not supported.
     """
+    scheme, colon, _ = str(path).partition("://")
+    if colon and scheme not in ("gs", "s3", "file"):
+        raise InputError(
+            f"`path` must be {SUPPORTED}. Received: {path}, a URL. Download it before, for example "
+            "with keras.utils.get_file(origin=URL)."
+        )
     path = epath.Path(path)
     if not path.exists():
         raise InputError(f"`path` must be {SUPPORTED}. Received: {path}, which does not exist.")

@@ -28,6 +28,7 @@ from vitkeras.serving.signatures import make_signatures
 from vitkeras.serving.verification import verify_export
 from vitkeras.serving.warmup import WARMUP_FILE, sample_images, write_warmup
 
+PATTERN_CHARACTERS = "*?[\\"
 COMPUTE_DTYPES = ("float32", "mixed_bfloat16")
 
 
@@ -73,6 +74,11 @@ def export_saved_model(
         raise InputError(
             "`base` must be a local folder: an object store cannot rename a folder. "
             f"Received: base={base}. Copy the version afterwards, saved_model.pb last."
+        )
+    if any(character in os.path.abspath(base) for character in PATTERN_CHARACTERS):
+        raise InputError(
+            "The path of `base` must have none of the characters * ? [ \\, which TensorFlow takes "
+            f"for a pattern: it would not find the weights. Received: {os.path.abspath(base)}."
         )
     _check_model(model, preprocessing, class_names)
     if version is not None:

@@ -1,7 +1,8 @@
 """The training state on disk: written atomically, with a checksum; the newest two are kept.
 
 state/step-000001240/arrays.npz      every variable of the model, the optimizer and the metrics
-state/step-000001240/state.json      step, epoch, best score, rows of metrics.csv, and a SHA-256
+state/step-000001240/state.json      step, epoch, best score, rows of metrics.csv, and a SHA-256 of
+                                     these and of arrays.npz
 """
 
 import copy
@@ -37,7 +38,7 @@ def save_state(
         record: Further values, as JSON can hold them.
     """
     folder = epath.Path(folder)
-    path = folder / f"step-{step:09d}"
+    path = folder / _name(step)
     if atomic.is_complete(path, MARKER):
         return
     digest = hashlib.sha256()
@@ -46,7 +47,8 @@ def save_state(
         np.savez(_HashingWriter(file, digest), **arrays)
 
     def write_marker(file):
-        content = {"step": step, "sha256": digest.hexdigest(), **record}
+        content = {"step": step, **record}
+        content["sha256"] = _checksum(content, digest)
         file.write(json.dumps(content).encode())
 
     atomic.write_directory(path, {"arrays.npz": write_arrays, MARKER: write_marker})
@@ -54,6 +56,16 @@ def save_state(
     for old in _folders(folder):
         if old not in kept:  # older, or incomplete
             atomic.remove_directory(old, MARKER)
+
+
+def _name(step):
+    return f"step-{step:09d}" if isinstance(step, int) else None
+
+
+def _checksum(record, digest):
+    """Returns the SHA-256 of a record, in the form that JSON returns it, and of the arrays."""
+    digest.update(json.dumps(record, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 class _HashingWriter(io.RawIOBase):
@@ -97,12 +109,14 @@ def latest_state(folder: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[st
     states = _states(folder)
     for path in states:
         try:
-            record = json.loads((path / MARKER).read_text())
+            record = dict(json.loads((path / MARKER).read_text()))
             content = (path / "arrays.npz").read_bytes()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             logging.warning("%s cannot be read (%s); trying the previous state.", path, error)
             continue
-        if hashlib.sha256(content).hexdigest() != record.get("sha256"):
+        checksum = record.pop("sha256", None)
+        is_here = path.name == _name(record.get("step"))
+        if not is_here or _checksum(record, hashlib.sha256(content)) != checksum:
             logging.warning("%s is damaged (its SHA-256 differs); trying the previous state.", path)
             continue
         with np.load(io.BytesIO(content), allow_pickle=False) as file:

@@ -23,7 +23,7 @@ from vitkeras.errors import InputError
 from vitkeras.io.locks import exclusive_lock
 from vitkeras.models.config import ResNetConfig
 from vitkeras.models.resnet import build_resnet
-from vitkeras.serving import export
+from vitkeras.serving import export, model_card
 
 SERVER_FILES = {"models.config", "batching_parameters.txt", "monitoring.config", ".lock"}
 
@@ -50,6 +50,14 @@ def test_options(model, tmp_path, caplog):
     card = (folder / "model_card.md").read_text()
     assert "| data | none |" in card and "bfloat16; outputs are float32" in card
     assert "`xla`" not in card and "å, b|c, class 2" in card
+
+
+def test_names_are_escaped_in_the_model_card(model):
+    names = ["a\nb", "<img src=x>", "c\x1b[31m", "d|e", *CLASS_NAMES[4:]]
+    rows = {"data": "folder\n| x |"}
+    card = model_card.format_model_card(model, PREPROCESSING, names, 5, "float32", {}, False, rows)
+    assert r"a\nb, &lt;img src=x&gt;, c\x1b[31m, d|e, class 4" in card
+    assert r"| data | folder\n\| x \| |" in card and "\x1b" not in card
 
 
 def test_with_compute_dtype(model):

@@ -1,11 +1,13 @@
 """The model card of an export: origin, preprocessing, verification, signatures and classes."""
 
+import html
 import importlib.metadata
 from collections.abc import Iterable, Mapping, Sequence
 
 import keras
 import tensorflow as tf
 
+from vitkeras.data.folder_listing import printable
 from vitkeras.data.preprocessing import MAX_PIXELS, Preprocessing
 
 
@@ -82,11 +84,16 @@ the request are not affected.
 
 ## Classes
 
-{", ".join(class_names)}
+{", ".join(map(_escape, class_names))}
 """
+
+
+def _escape(text: str) -> str:
+    """Returns text in one line, without HTML, and with Markdown as it is."""
+    return html.escape(printable(text), quote=False)
 
 
 def _format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     rows = [header, ["---"] * len(header), *rows]
-    cells = ([str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)
+    cells = ([_escape(str(cell)).replace("|", "\\|") for cell in row] for row in rows)
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)

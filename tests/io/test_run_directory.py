@@ -1,9 +1,17 @@
+import errno
 import json
+import shutil
 
 import pytest
+import tensorflow as tf
+from helpers.models import TINY
 
-from vitkeras.errors import InputError
-from vitkeras.io.run_directory import RunDirectory
+import vitkeras as vk
+from vitkeras.errors import InputError, RunError
+from vitkeras.io.atomic import write_file
+from vitkeras.io.locks import exclusive_lock
+from vitkeras.io.run_directory import FILES, RunDirectory
+from vitkeras.training.loop import exclusive_run
 
 CONFIG = {"epochs": 3, "image_size": (8, 8), "strategy": "one_device"}
 NAMES = ["a", "b"]
@@ -65,3 +73,51 @@ def test_interrupted_create_is_repeated(tmp_path):
     (tmp_path / "run" / "config.json").unlink()  # written last
     run.create(CONFIG, ["a", "c"], *REST)
     assert run.class_names == ["a", "c"] and run.config["epochs"] == 3
+
+
+@pytest.mark.parametrize("name", ["config", "class_names", "preprocessing", "dataset", "versions"])
+@pytest.mark.parametrize("content", [b"", b"{", b"7", b"null", b"[1]", b"\xff", b"[" * 100_000])
+def test_a_damaged_file_is_named(name, content, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.create(CONFIG, NAMES, *REST)
+    (run.path / FILES[name]).write_bytes(content)
+    with pytest.raises(InputError, match=f"{FILES[name]} of a run must be as .* cannot be read"):
+        run._read(name)
+    with pytest.raises(InputError, match="of a run must be as"):
+        run.create(CONFIG, NAMES, *REST)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", None])
+def test_a_damaged_model_is_named(damage, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.create(CONFIG, NAMES, *REST)
+    run.save_model(vk.vit("Ti/4", image_size=8, num_classes=2, **TINY), "best")
+    path = run.path / "best.keras"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    with pytest.raises(InputError, match="best.keras of a run must be as"):
+        run.load_model()
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
+    run = RunDirectory(tmp_path / "file" / "run")
+    (tmp_path / "file").write_text("no directory")
+    with pytest.raises(InputError, match="can be created and written"):
+        run.create(CONFIG, NAMES, *REST)
+    (tmp_path / "other" / ".lock").mkdir(parents=True)
+    with pytest.raises(InputError, match="must be writable"):
+        with exclusive_lock(tmp_path / "other"):
+            pass
+
+
+def test_a_removed_run_is_not_said_to_be_intact(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.create(CONFIG, NAMES, *REST)
+    strategy = tf.distribute.get_strategy()
+    with pytest.raises(RunError, match="What was saved before is intact"):
+        with exclusive_run(run, strategy):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(RunError, match="not there any more"):
+        with exclusive_run(run, strategy):
+            shutil.rmtree(run.path)
+            write_file(run.path / "metrics.csv", b"")

@@ -19,16 +19,24 @@ def exclusive_lock(folder: epath.PathLike, timeout: float = 0) -> Iterator[None]
         folder: The directory, which must exist.
         timeout: Seconds to wait for another process; -1 for no limit.
     Raises:
-        InputError: If another process still holds it.
+        InputError: If another process still holds it, or the directory is not writable.
     """
     if is_remote(folder):
         yield
         return
+    lock = filelock.FileLock(Path(folder) / ".lock", timeout=timeout)
     try:
-        with filelock.FileLock(Path(folder) / ".lock", timeout=timeout):
-            yield
+        lock.acquire()
     except filelock.Timeout as error:
         raise InputError(
             f"A directory can be written by one process at a time. Received: {folder}, which "
             "another process is using. Wait for it, or choose another directory."
         ) from error
+    except OSError as error:
+        raise InputError(
+            f"The directory must be writable. Received: {folder} ({error.strerror})."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

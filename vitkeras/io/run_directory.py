@@ -92,14 +92,14 @@ class RunDirectory:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            for name, content in contents.items():
+                text = json.dumps(content, indent=1, sort_keys=name == "config") + "\n"
+                write_file(self.path / FILES[name], text.encode())
         except OSError as error:
             raise InputError(
-                "A new run needs a directory that can be created. "
+                "A new run needs a directory that can be created and written. "
                 f"Received: {self.path} ({error.strerror})."
             ) from error
-        for name, content in contents.items():
-            text = json.dumps(content, indent=1, sort_keys=name == "config") + "\n"
-            write_file(self.path / FILES[name], text.encode())
 
     def _check_same(self, contents):
         for name, new in reversed(contents.items()):
@@ -148,7 +148,22 @@ class RunDirectory:
                 "`workdir` must be a run directory, as `vitkeras train` makes it. "
                 f"Received: {self.path}, which has no {FILES[name]}."
             )
-        return json.loads(path.read_text())
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._damaged(path, error) from error
+        expected = list if name == "class_names" else dict
+        if not isinstance(content, expected):
+            raise self._damaged(path, f"{type(content).__name__} instead of {expected.__name__}")
+        if name == "class_names" and not all(isinstance(each, str) for each in content):
+            raise self._damaged(path, "names that are not strings")
+        return content
+
+    def _damaged(self, path, reason):
+        return InputError(
+            f"{path.name} of a run must be as `vitkeras train` wrote it. "
+            f"Received: {path}, which cannot be read ({reason}). Restore it, or train a new run."
+        )
 
     @property
     def config(self) -> dict[str, Any]:
@@ -197,7 +212,8 @@ class RunDirectory:
         """Returns the model, without an optimizer.
 
         Raises:
-            InputError: If this is no run directory, or the model has not been saved yet.
+            InputError: If this is no run directory, or the model has not been saved yet or cannot
+                be read.
         """
         self._read("config")
         path = self.path / f"{which}.keras"
@@ -206,7 +222,13 @@ class RunDirectory:
                 f"The run has not saved this model yet. Received: {path}. Train at least one epoch."
             )
         with local_copy(path) as local:
-            return keras.saving.load_model(local, compile=False)
+            try:
+                return keras.saving.load_model(local, compile=False)
+            except InputError:
+                raise
+            except Exception as error:  # whatever Keras raises for a damaged file
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+                raise self._damaged(path, reason) from error
 
 
 def _difference(old, new):

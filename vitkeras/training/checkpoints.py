@@ -176,9 +176,13 @@ class StateWriter:
             self._thread = None
         if self._error is not None:
             (step, error), self._error = self._error, None
+            kept = (
+                "The previous states are intact, and the same command resumes from the newest one."
+                if has_state(self.folder)
+                else "No state is left there."
+            )
             raise RunError(
-                f"The state of step {step} could not be saved in {self.folder} ({error}). The "
-                "previous states are intact, and the same command resumes from the newest one."
+                f"The state of step {step} could not be saved in {self.folder} ({error}). {kept}"
             ) from error
 
 

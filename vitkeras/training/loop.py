@@ -33,7 +33,11 @@ LOST_HOST_ERRORS = (
     tf.errors.InternalError,
     tf.errors.UnavailableError,
 )
-DISK_FULL = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC)
+#: Errors of a full disk, and of a run directory that is read-only, removed or renamed.
+WRITE_ERRORS = (
+    errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EACCES, errno.EIO, errno.ENOENT, errno.ENOTDIR,
+    errno.EPERM, errno.EROFS, errno.ESTALE,
+)  # fmt: skip
 
 
 def train(
@@ -140,7 +144,8 @@ def train(
 def exclusive_run(run: RunDirectory, strategy: tf.distribute.Strategy) -> Iterator[None]:
     """Locks a run directory and removes temporary files that a killed process left there.
 
-    Converts environment failures (lost host, unreadable file, full disk) to `RunError`.
+    Converts environment failures (lost host, unreadable example, full disk, removed directory) to
+    `RunError`.
 
     Raises:
         InputError: If another process holds the lock.
@@ -170,9 +175,13 @@ def exclusive_run(run: RunDirectory, strategy: tf.distribute.Strategy) -> Iterat
                 "resumes the run."
             ) from error
         except OSError as error:
-            if error.errno not in DISK_FULL:
+            if error.errno not in WRITE_ERRORS:
                 raise
+            kept = (
+                "What was saved before is intact, and the same command resumes the run."
+                if run.exists()
+                else "The run is not there any more."
+            )
             raise RunError(
-                f"A file could not be written in {run.path} ({error.strerror}). What was saved "
-                "before is intact, and the same command resumes the run."
+                f"A file could not be written in {run.path} ({error.strerror}). {kept}"
             ) from error

@@ -6,9 +6,11 @@ Needs tensorflow-serving-api, installed with --no-deps: its dependencies are a s
 import base64
 import concurrent.futures
 import contextlib
+import gzip
 import http.server
 import json
 import re
+import socketserver
 import threading
 
 import pytest
@@ -263,6 +265,116 @@ def test_an_incomplete_answer_is_reported(signatures):
     with serve_rest(stub) as server:
         with pytest.raises(RunError, match="incomplete: .*10 more expected"):
             client.make_client(server, "tiny", 30.0, 0, 8)([b"x"])
+
+
+@contextlib.contextmanager
+def serve_bytes(*chunks, pause=0.0):
+    """A server that answers every request with chunks of bytes, with a pause after each."""
+    stop = threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(2**16)
+            with contextlib.suppress(OSError):  # the client may have given up
+                for chunk in chunks:
+                    self.request.sendall(chunk)
+                    if pause and stop.wait(pause):
+                        return
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            stop.set()
+            server.shutdown()
+            thread.join()
+
+
+def reply(body, *headers):
+    lines = ["HTTP/1.1 200 OK", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+@pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\nX: ", reply(b"x" * 1000)[:-1000], b""])
+def test_an_answer_that_takes_too_long_is_given_up(start):
+    chunks = [bytes([byte]) for byte in start] + [b"x"] * 900
+    with serve_bytes(*chunks, pause=0.05) as server:  # each read takes less than the timeout
+        with pytest.raises(RunError, match="2 attempts with a timeout of 0.5 s each"):
+            client.make_client(server, "tiny", 0.5, 1, 8)([b"x"])
+
+
+def test_the_size_of_an_answer_is_bounded(monkeypatch):
+    monkeypatch.setattr(client, "MAX_REPLY_BYTES", 10_000)
+    endless = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + b"[" * 9000
+    with serve_bytes(endless, b"[" * 2000) as server:
+        with pytest.raises(RunError, match="at most 10,000 bytes"):
+            client.make_client(server, "tiny", 30.0, 0, 8)([b"x"])
+    bomb = gzip.compress(b" " * 5_000_000)
+    assert len(bomb) < 10_000
+    with serve_bytes(reply(bomb, "Content-Encoding: gzip")) as server:  # not asked for
+        with pytest.raises(InputError, match="classes, scores, valid"):
+            client.make_client(server, "tiny", 30.0, 0, 8)([b"x"])
+
+
+PREDICTION = '{"predictions": [{"classes": ["x"], "scores": [%s], "valid": true}]}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 50_000, b"[" * 900 + b"]" * 900, b"\xff\xfe", b"1" * 5000,
+     *(PREDICTION.replace("%s", x).encode() for x in ("NaN", "Infinity", "-1", "9" * 400))],
+)  # fmt: skip
+def test_odd_json_is_refused(body):
+    with serve_bytes(reply(body)) as server:
+        with pytest.raises(InputError, match="classes, scores, valid.*model_name=tiny"):
+            client.make_client(server, "tiny", 30.0, 0, 8)([b"x"])
+
+
+@pytest.mark.parametrize(
+    "head, error, message",
+    [
+        (b"HTTP/1.1 307 Moved\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 0", InputError,
+         "HTTP 307"),
+        (b"HTTP/1.1 204 No Content", InputError, "HTTP 204"),
+        (b"HTTP/1.1 abc OK\r\nContent-Length: 0", RunError, "1 attempts"),
+        (b"SSH-2.0-OpenSSH_9.6", RunError, "1 attempts"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz", RunError, "incomplete"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200, RunError, "1 attempts"),
+    ],
+)  # fmt: skip
+def test_odd_answers_are_reported(head, error, message):
+    with serve_bytes(head + b"\r\n\r\n") as server:
+        with pytest.raises(error, match=message):
+            client.make_client(server, "tiny", 5.0, 0, 8)([b"x"])
+
+
+def test_a_malformed_tensor_is_refused():
+    class Other(Stub):
+        def Predict(self, request, context):
+            response = predict_pb2.PredictResponse(model_spec=request.model_spec)
+            for name, value in (("classes", b"x"), ("scores", 1.0), ("valid", True)):
+                response.outputs[name].CopyFrom(tf.make_tensor_proto([value]))
+            self.damage(response.outputs["scores"])
+            return response
+
+    def large(tensor):
+        tensor.tensor_shape.dim[0].size = 2**40
+
+    def empty(tensor):
+        tensor.ClearField("float_val")
+        tensor.tensor_content = b"x"
+
+    def no_dtype(tensor):
+        tensor.dtype = 0
+
+    for damage in (large, empty, no_dtype):
+        stub = Other(None)
+        stub.damage = damage
+        with serve_grpc(stub) as server:
+            with pytest.raises(InputError, match="classes, scores, valid.*malformed tensor"):
+                client.make_client(server, "tiny", 30.0, 0, 8)([b"x"])
 
 
 def test_errors_of_the_command(images):

@@ -1,6 +1,8 @@
 import pytest
+import tensorflow as tf
 
-from vitkeras.errors import InputError
+from vitkeras.errors import InputError, RunError
+from vitkeras.training.loop import host_errors
 from vitkeras.training.strategy import check_global_batch, check_strategy_name, make_strategy
 
 
@@ -45,3 +47,24 @@ def test_global_batch_is_divisible_by_replicas_and_microbatches():
         check_global_batch(10, 4)
     with pytest.raises(InputError, match="accumulation_steps=3. Nearest: 12, 24"):
         check_global_batch(16, 4, 3)
+
+
+@pytest.mark.parametrize("text", ["{", '{"cluster": {"worker": ["a:1"]}}'])
+def test_tf_config_must_be_valid(text, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(InputError, match="TF_CONFIG must be JSON"):
+        make_strategy("multi_worker")
+
+
+def test_a_host_that_is_lost_before_training_is_reported():
+    class Strategy(tf.distribute.MultiWorkerMirroredStrategy):
+        def __init__(self):
+            pass
+
+    error = tf.errors.UnavailableError(None, None, "Connection reset by peer")
+    with pytest.raises(RunError, match="Another host was lost"):
+        with host_errors(Strategy()):
+            raise error
+    with pytest.raises(tf.errors.UnavailableError):
+        with host_errors(tf.distribute.get_strategy()):
+            raise error

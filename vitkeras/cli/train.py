@@ -32,17 +32,31 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     """Trains, then evaluates the best model on the test split."""
+    from vitkeras.cli import from_config
+    from vitkeras.cli.config_validation import validate
+    from vitkeras.io.run_directory import RunDirectory
+    from vitkeras.training.loop import host_errors
+    from vitkeras.training.strategy import make_strategy
+
+    config, run = flags.config, RunDirectory(flags.workdir)
+    if flags.smoke:
+        from_config.shrink(config)
+    validate(config, run)
+    strategy = make_strategy(config.strategy)
+    with host_errors(strategy):
+        return _train(config, run, strategy, flags.smoke)
+
+
+def _train(config, run, strategy, smoke):
     import keras
     from absl import logging
 
     from vitkeras import data
     from vitkeras.cli import from_config
-    from vitkeras.cli.config_validation import validate
     from vitkeras.evaluation.metrics import make_evaluator
     from vitkeras.interpret import tensorboard
     from vitkeras.io.atomic import write_file
     from vitkeras.io.figures import to_png
-    from vitkeras.io.run_directory import RunDirectory
     from vitkeras.training import curves
     from vitkeras.training.freezing import freeze
     from vitkeras.training.loop import exclusive_run, train
@@ -51,27 +65,21 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
         check_same_on_hosts,
         distribute,
         is_chief,
-        make_strategy,
     )
 
-    config, run = flags.config, RunDirectory(flags.workdir)
-    if flags.smoke:
-        from_config.shrink(config)
-    validate(config, run)
-    strategy = make_strategy(config.strategy)
     replicas, chief = strategy.num_replicas_in_sync, is_chief(strategy)
     if not chief:
         logging.set_verbosity(logging.ERROR)
     per_replica = check_global_batch(config.batch_size, replicas, config.accumulation_steps)
 
     source = from_config.open_source(config)
-    if not flags.smoke:  # an upper bound: images are decoded later
+    if not smoke:  # an upper bound: images are decoded later
         from_config.check_warmup(config, max(source.num_listed("train") // config.batch_size, 1))
     augmentation, preprocessing = (
         from_config.augmentation(config),
         from_config.preprocessing(config),
     )
-    steps = 2 if flags.smoke else data.steps_per_epoch(source, config.batch_size)
+    steps = 2 if smoke else data.steps_per_epoch(source, config.batch_size)
     total_steps, epochs = from_config.run_length(config, steps)
     sizes = {split: source.num_examples(split) for split in data.SPLITS}
     from_config.check_bad_images(source.bad_images, sum(sizes.values()), config.max_bad_percent)

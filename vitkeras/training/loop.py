@@ -141,15 +141,32 @@ def train(
 
 
 @contextlib.contextmanager
+def host_errors(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Converts the errors that TensorFlow raises after another host was lost.
+
+    Raises:
+        RunError: If another host is lost.
+    """
+    try:
+        yield
+    except LOST_HOST_ERRORS as error:
+        if not is_multi_worker(strategy):
+            raise
+        raise RunError(
+            f"Another host was lost ({type(error).__name__}). The same command on all hosts "
+            "resumes the run from its last saved state, if there is one."
+        ) from error
+
+
+@contextlib.contextmanager
 def exclusive_run(run: RunDirectory, strategy: tf.distribute.Strategy) -> Iterator[None]:
     """Locks a run directory and removes temporary files that a killed process left there.
 
-    Converts environment failures (lost host, unreadable example, full disk, removed directory) to
-    `RunError`.
+    Converts environment failures (unreadable example, full disk, removed directory) to `RunError`.
 
     Raises:
         InputError: If another process holds the lock.
-        RunError: If another host is lost, an example cannot be read, or a file cannot be written.
+        RunError: If an example cannot be read, or a file cannot be written.
     """
     with contextlib.ExitStack() as stack:
         if is_chief(strategy):
@@ -158,13 +175,6 @@ def exclusive_run(run: RunDirectory, strategy: tf.distribute.Strategy) -> Iterat
             remove_stale_staging(run.path / "state")
         try:
             yield
-        except LOST_HOST_ERRORS as error:
-            if not is_multi_worker(strategy):
-                raise
-            raise RunError(
-                f"Another host was lost ({type(error).__name__}). The same command on all hosts "
-                "resumes the run from its last saved state."
-            ) from error
         except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
             if "IteratorGetNext" not in str(error):  # not from the input pipeline
                 raise

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
+from absl import logging
 
 from vitkeras.arguments import did_you_mean
-from vitkeras.errors import InputError
+from vitkeras.errors import InputError, RunError
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
@@ -39,6 +40,7 @@ def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
             one_device.
     Raises:
         InputError: If the name is unknown, or this machine lacks what the strategy needs.
+        RunError: If the hosts in TF_CONFIG cannot be connected.
     """
     check_strategy_name(name)
     name, _, tpu = name.partition(":")
@@ -50,7 +52,19 @@ def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
                 "`strategy=multi_worker` reads the hosts from TF_CONFIG. Received: no TF_CONFIG in "
                 "the environment."
             )
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        logging.info("Waiting for the other hosts in TF_CONFIG.")
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                "TF_CONFIG must be JSON with the hosts and the task of this host. "
+                f"Received: TF_CONFIG={os.environ['TF_CONFIG'][:200]} ({error})."
+            ) from error
+        except tf.errors.OpError as error:
+            raise RunError(
+                f"The hosts in TF_CONFIG cannot be connected ({error.message[:200]}). Start the "
+                "same command on all of them; each needs its port to be free."
+            ) from error
     if name == "tpu":
         return _make_tpu_strategy(tpu or os.environ.get("TPU_NAME") or "local")
     gpus = tf.config.list_logical_devices("GPU")

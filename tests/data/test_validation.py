@@ -11,7 +11,7 @@ def test_odd_files_of_a_folder_are_decoded_or_listed(tmp_path):
     for name, content in odd.items():
         (root / "bee" / name).write_bytes(content)
     source = data.FolderSource(root)
-    assert sum(sizes(source)) == 14
+    assert sum(sizes(source)) == 13
     reasons = dict(source.bad_images)
     assert set(reasons) == {f"bee/{name}" for name in odd if name.startswith("bad")}
     assert reasons["bee/bad_empty.jpg"] == "the file is empty"

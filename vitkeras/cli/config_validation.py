@@ -50,6 +50,7 @@ def validate(config, run: RunDirectory | None = None) -> None:
     check_strategy_name(config.strategy)
     parse_cache(config.cache)
     from_config.augmentation(config)
+    from_config.preprocessing(config)
     dtype_policy(config.dtype)
     _validate_training(config)
     _validate_model(config, run)

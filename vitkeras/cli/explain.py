@@ -100,14 +100,12 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     tokens = ["class token"] if layout.class_token else []
     tokens += [plural(layout.num_registers, "register")] if layout.num_registers else []
     tokens.append(f"{layout.grid[0]}x{layout.grid[1]} patches (rows x columns)")
-    height, width = preprocessing.image_size
     introduction = [
         f"{model.count_params():,} parameters; {plural(layout.num_layers, 'block')} with "
         f"{plural(layout.num_heads, 'head')} each; tokens: {', '.join(tokens)} with a stride of "
         f"{layout.stride} pixels.",
-        f"{plural(len(images), 'image')}: {', '.join(file_names)}. Images are resized to "
-        f"{height}x{width} pixels (height x width), bilinear, "
-        f"{'with' if preprocessing.antialias else 'without'} antialiasing. {origin}",
+        f"{plural(len(images), 'image')}: {', '.join(file_names)}. Preprocessing: "
+        f"{preprocessing.describe()}. {origin}",
     ]
     if len(images) > MAX_SHOWN:
         introduction.append(

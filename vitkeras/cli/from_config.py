@@ -6,7 +6,7 @@ from typing import Any
 from absl import logging
 
 from vitkeras import configs, data
-from vitkeras.arguments import parse_image_size
+from vitkeras.arguments import check_range, parse_image_size
 from vitkeras.errors import InputError
 from vitkeras.io.run_directory import RunDirectory
 from vitkeras.models.builder import build_model as model_from_config
@@ -83,7 +83,11 @@ def augmentation(config) -> data.Augmentation:
 
 def preprocessing(config) -> data.Preprocessing:
     """Returns the preprocessing of a config."""
-    return data.Preprocessing(parse_image_size(config.image_size), config.antialias)
+    background = tuple(config.background)
+    valid = len(background) == 3 and all(isinstance(x, int) and 0 <= x <= 255 for x in background)
+    check_range("background", background, valid, "three integers from 0 to 255")
+    image_size = parse_image_size(config.image_size)
+    return data.Preprocessing(image_size, config.antialias, background, config.exif_orientation)
 
 
 def open_source(config, sample: int | None = None):

@@ -37,6 +37,11 @@ def get_config() -> ml_collections.ConfigDict:
     # Geometric augmentation: none, inception (random crop), inception_flip, or affine (small
     # rotation, shear, scale and shift).
     config.crop = "inception_flip"
+    # Color under transparent pixels, RGB from 0 to 255. Recorded in the run and used in evaluation
+    # and serving too.
+    config.background = (255, 255, 255)
+    # Whether the EXIF orientation of JPEG files is applied. Recorded likewise.
+    config.exif_orientation = True
     # Whether resizing uses antialias. Recorded in the run and used in evaluation and serving too.
     config.antialias = False
     # Brightness, contrast and saturation are multiplied by a factor in 1 +- this value.

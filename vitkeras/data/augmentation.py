@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from vitkeras.arguments import check_choice, check_float, check_int, check_range
 from vitkeras.data.mixing import mix
-from vitkeras.data.preprocessing import Preprocessing, assert_max_pixels, decode_image
+from vitkeras.data.preprocessing import Preprocessing, assert_max_pixels, jpeg_orientation
 from vitkeras.data.randaugment import GRAY, rand_augment
 from vitkeras.data.sharding import HostShard
 
@@ -86,7 +86,7 @@ class Augmentation:
             image = preprocessing.evaluation_image(image_bytes)
             image = _random_affine(image, seed) if self.crop == "affine" else image
         else:
-            image = preprocessing.resize(_inception_crop(image_bytes, seed))
+            image = preprocessing.resize(_inception_crop(preprocessing, image_bytes, seed))
         if self.crop == "inception_flip":
             image = tf.image.stateless_random_flip_left_right(image, seed + [0, 1])
         fold = tf.random.experimental.stateless_fold_in
@@ -214,10 +214,10 @@ def affine_transform(
     return transformed[0]
 
 
-def _inception_crop(image_bytes, seed):
+def _inception_crop(preprocessing, image_bytes, seed):
     """Returns a crop, uint8 `(?, ?, 3)`: 5-100 % of the area, aspect ratio 3/4 to 4/3.
 
-    Only the crop of a JPEG is decoded.
+    Only the crop of a JPEG is decoded, unless it must be rotated.
     """
 
     def sample_box(shape):
@@ -238,9 +238,15 @@ def _inception_crop(image_bytes, seed):
         return tf.image.decode_and_crop_jpeg(checked, tf.stack(sample_box(shape)), channels=3)
 
     def crop_other():
-        image = decode_image(image_bytes)
+        image = preprocessing.decode(image_bytes)
         y, x, height, width = sample_box(tf.shape(image))
         return image[y : y + height, x : x + width]
 
-    image = tf.cond(tf.io.is_jpeg(image_bytes), crop_jpeg, crop_other)
+    def is_upright():
+        return jpeg_orientation(image_bytes) == 1
+
+    upright_jpeg = tf.io.is_jpeg(image_bytes)
+    if preprocessing.exif_orientation:
+        upright_jpeg = tf.cond(upright_jpeg, is_upright, lambda: False)
+    image = tf.cond(upright_jpeg, crop_jpeg, crop_other)
     return tf.ensure_shape(image, (None, None, 3))

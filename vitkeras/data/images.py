@@ -39,7 +39,7 @@ def decode_file(path: str | Path, content: bytes) -> np.ndarray:
         return decode_image(tf.constant(content)).numpy()
     except tf.errors.InvalidArgumentError as error:
         raise InputError(
-            f"An image must be a complete JPEG, PNG, BMP or GIF file of at most {MAX_PIXELS:,} "
+            f"An image must be a complete JPEG or PNG file of at most {MAX_PIXELS:,} "
             f"pixels. Received: {path}, {len(content)} bytes ({error_summary(error)})."
         ) from error
 

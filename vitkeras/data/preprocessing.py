@@ -4,6 +4,7 @@ Images stay uint8 up to the model, which rescales them.
 """
 
 import dataclasses
+import json
 from typing import Any
 
 import tensorflow as tf
@@ -13,29 +14,147 @@ from vitkeras.errors import InputError
 #: Maximum number of pixels of an image: 10,000 x 10,000, 300 MB decoded. A small file may declare
 #: any size in its header.
 MAX_PIXELS = 10**8
-
+#: Bytes of a JPEG in which the EXIF segment is looked for.
+EXIF_BYTES = 2**17
+EXIF_NUMBER = int.from_bytes(b"Exif\0\0")
+WHITE = (255, 255, 255)
 FIXED = {"resize": "bilinear", "value_range": [-1, 1]}
 
 
-def decode_image(image_bytes: tf.Tensor, num_pixels: tf.Tensor | None = None) -> tf.Tensor:
-    """Decodes a JPEG, PNG, BMP or GIF (first frame) of any mode to RGB.
+def decode_image(
+    image_bytes: tf.Tensor,
+    num_pixels: tf.Tensor | None = None,
+    background: tuple[int, int, int] = WHITE,
+    exif_orientation: bool = True,
+) -> tf.Tensor:
+    """Decodes a JPEG or PNG of any mode to RGB.
 
-    Grayscale is repeated over the channels, alpha is dropped, 16 bits are reduced to 8. The EXIF
-    orientation is ignored, in training, evaluation and serving alike.
+    Grayscale is repeated over the channels, and 16 bits are reduced to 8. Other formats are
+    refused: what TensorFlow decodes depends on its version.
 
     Args:
         image_bytes: Scalar string.
         num_pixels: Result of `declared_pixels` for the image, if the caller has it.
+        background: Color under transparent pixels, 0 to 255.
+        exif_orientation: Whether the EXIF orientation of a JPEG is applied.
     Returns:
         uint8 `(h, w, 3)`.
     Raises:
         tf.errors.InvalidArgumentError: If the bytes are no such image, or the header declares more
             than `MAX_PIXELS`.
     """
+    image_bytes = assert_jpeg_or_png(image_bytes)
     num_pixels = declared_pixels(image_bytes) if num_pixels is None else num_pixels
     image_bytes = assert_max_pixels(image_bytes, num_pixels)
-    image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, (None, None, 3))
+
+    def jpeg():
+        image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
+        return orient(image, jpeg_orientation(image_bytes)) if exif_orientation else image
+
+    def png():
+        image = tf.io.decode_image(image_bytes, channels=4, expand_animations=False)
+        return composite(image, background)
+
+    return tf.ensure_shape(tf.cond(tf.io.is_jpeg(image_bytes), jpeg, png), (None, None, 3))
+
+
+def composite(image: tf.Tensor, background: tuple[int, int, int]) -> tf.Tensor:
+    """Puts an RGBA image on a background color, rounded to the nearest integer.
+
+    Args:
+        image: uint8 `(h, w, 4)`.
+        background: RGB, 0 to 255.
+    Returns:
+        uint8 `(h, w, 3)`.
+    """
+    rgb, alpha = image[..., :3], image[..., 3:]
+
+    def blend():
+        opacity = tf.cast(alpha, tf.uint16)
+        # At most 255 * 255 + 127, which uint16 holds.
+        total = tf.cast(rgb, tf.uint16) * opacity
+        total += tf.constant(background, tf.uint16) * (255 - opacity) + 127
+        return tf.cast(total // 255, tf.uint8)
+
+    return tf.cond(tf.reduce_all(alpha == 255), lambda: rgb, blend)
+
+
+def orient(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Returns an image `(h, w, c)` as its EXIF orientation, 1 to 8, shows it."""
+
+    def one_of(*orientations):
+        return tf.reduce_any(orientation == tf.constant(orientations))
+
+    def upright():
+        out = tf.cond(orientation >= 5, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
+        out = tf.cond(one_of(2, 3, 6, 7), lambda: tf.reverse(out, [1]), lambda: out)
+        return tf.cond(one_of(3, 4, 7, 8), lambda: tf.reverse(out, [0]), lambda: out)
+
+    return tf.cond(orientation == 1, lambda: image, upright)
+
+
+def jpeg_orientation(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Returns the EXIF orientation of a JPEG, int32, 1 to 8; 1 if there is none.
+
+    Args:
+        image_bytes: Scalar string.
+    """
+    head = tf.cast(
+        tf.io.decode_raw(tf.strings.substr(image_bytes, 0, EXIF_BYTES), tf.uint8), "int64"
+    )
+    size = tf.size(head, tf.int64)
+    head = tf.pad(head, [[0, 16]])
+
+    def number(position, length, little_endian=False):
+        """Reads unsigned integers at positions; 0 outside of the file."""
+        offsets = tf.range(length, dtype=tf.int64)
+        positions = tf.clip_by_value(position[..., None] + offsets, 0, size + 15)
+        powers = tf.where(little_endian, offsets, length - 1 - offsets)
+        return tf.reduce_sum(tf.gather(head, positions) * 256**powers, -1)
+
+    def is_exif(position):
+        return (number(position, 2) == 0xFFE1) & (number(position + 4, 6) == EXIF_NUMBER)
+
+    def is_other_segment(position):
+        marker = number(position, 2)
+        in_header = (marker >= 0xFFC0) & (marker != 0xFFDA) & (position + 4 < size)
+        return in_header & ~is_exif(position)
+
+    def next_segment(position):
+        return (position + 2 + tf.maximum(number(position + 2, 2), 2),)
+
+    def read(start):
+        little_endian = number(start, 2) == 0x4949
+        directory = start + number(start + 4, 4, little_endian)
+        count = tf.minimum(number(directory, 2, little_endian), 100)
+        entries = directory + 2 + 12 * tf.range(count)
+        is_orientation = number(entries, 2, little_endian) == 0x0112
+        values = number(entries + 8, 2, little_endian)
+        value = tf.reduce_max(tf.where(is_orientation & (entries + 10 <= size), values, 0))
+        return tf.where((value >= 1) & (value <= 8), value, 1)
+
+    one = tf.constant(1, tf.int64)
+    (position,) = tf.while_loop(
+        is_other_segment, next_segment, (tf.constant(2, tf.int64),), maximum_iterations=100
+    )
+    found = tf.cond(is_exif(position), lambda: read(position + 10), lambda: one)
+    return tf.cast(found, tf.int32)
+
+
+def assert_jpeg_or_png(content: tf.Tensor) -> tf.Tensor:
+    """Returns a scalar string; fails when executed unless it starts as a JPEG or PNG file does.
+
+    A PNG file whose first chunk is not IHDR is refused: `declared_pixels` would read a wrong size.
+    """
+
+    def has(magic, position=0):
+        padded = content + tf.constant(b"\0" * 16)
+        return tf.strings.substr(padded, position, len(magic)) == magic
+
+    valid = has(b"\xff\xd8\xff") | (has(b"\x89PNG\r\n\x1a\n") & has(b"IHDR", position=12))
+    check = tf.debugging.Assert(valid, ["not a JPEG or PNG file"])
+    with tf.control_dependencies([] if check is None else [check]):
+        return tf.identity(content)
 
 
 def assert_max_pixels(image_bytes: tf.Tensor, num_pixels: tf.Tensor) -> tf.Tensor:
@@ -47,43 +166,27 @@ def assert_max_pixels(image_bytes: tf.Tensor, num_pixels: tf.Tensor) -> tf.Tenso
 
 
 def declared_pixels(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Returns height times width from the header of an image, int64; 0 for an unknown format.
+    """Returns height times width from the header of a JPEG or PNG, int64; 0 for other formats.
 
     Args:
         image_bytes: Scalar string.
     """
 
-    def number(begin, length, little_endian):
+    def png_side(begin):
         # Padded with zeros, so that a short file can be read too.
-        text = tf.strings.substr(image_bytes + tf.constant(b"\0" * 32), begin, length)
+        text = tf.strings.substr(image_bytes + tf.constant(b"\0" * 32), begin, 4)
         digits = tf.cast(tf.io.decode_raw(text, tf.uint8), tf.int64)
-        digits = digits if little_endian else tf.reverse(digits, [0])
-        return tf.reduce_sum(digits * 256 ** tf.range(length, dtype=tf.int64))
-
-    def starts_with(text):
-        return tf.strings.substr(image_bytes, 0, len(text)) == text
+        return tf.reduce_sum(digits * 256 ** tf.range(3, -1, -1, dtype=tf.int64))
 
     def jpeg():
         return tf.cast(tf.io.extract_jpeg_shape(image_bytes), tf.int64)[:2]
 
     def png():
-        return tf.stack([number(16, 4, False), number(20, 4, False)])
+        return tf.stack([png_side(16), png_side(20)])
 
-    def gif():
-        return tf.stack([number(6, 2, True), number(8, 2, True)])
-
-    def bmp():
-        sides = tf.stack([number(18, 4, True), number(22, 4, True)])
-        return tf.minimum(sides, 2**32 - sides)  # a negative height means rows from the top
-
-    long_enough = tf.strings.length(image_bytes) >= 26
+    is_png = tf.strings.substr(image_bytes + tf.constant(b"\0" * 4), 0, 4) == b"\x89PNG"
     sides = tf.case(
-        [
-            (tf.io.is_jpeg(image_bytes), jpeg),
-            (long_enough & starts_with(b"\x89PNG"), png),
-            (long_enough & starts_with(b"GIF8"), gif),
-            (long_enough & starts_with(b"BM"), bmp),
-        ],
+        [(tf.io.is_jpeg(image_bytes), jpeg), (is_png, png)],
         default=lambda: tf.zeros((2,), tf.int64),
         exclusive=False,
     )
@@ -92,11 +195,13 @@ def declared_pixels(image_bytes: tf.Tensor) -> tf.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """The preprocessing of a run: a bilinear resize to the image size of the model.
+    """The preprocessing of a run: decoding and a bilinear resize to the image size of the model.
 
     Args:
         image_size: `(height, width)` in pixels.
         antialias: Whether downsampling uses an antialias filter; the authors use none.
+        background: Color under transparent pixels, RGB from 0 to 255.
+        exif_orientation: Whether the EXIF orientation of a JPEG is applied.
     Source: The authors' code, https://github.com/google-research/vision_transformer: bilinear
         resize without antialias that ignores the aspect ratio, then (x - 127.5) / 127.5, which the
         model does.
@@ -104,10 +209,12 @@ class Preprocessing:
 
     image_size: tuple[int, int]
     antialias: bool = False
+    background: tuple[int, int, int] = WHITE
+    exif_orientation: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Returns the content of `preprocessing.json`."""
-        return {"image_size": list(self.image_size), "antialias": self.antialias, **FIXED}
+        return json.loads(json.dumps({**dataclasses.asdict(self), **FIXED}))
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Preprocessing":
@@ -116,13 +223,25 @@ class Preprocessing:
         Raises:
             InputError: If a field is missing or has a value that this version does not implement.
         """
-        rest = {k: v for k, v in record.items() if k not in ("image_size", "antialias")}
-        if not {"image_size", "antialias"} <= set(record) or rest != FIXED:
+        names = [field.name for field in dataclasses.fields(cls)]
+        rest = {k: v for k, v in record.items() if k not in names}
+        if not set(names) <= set(record) or rest != FIXED:
             raise InputError(
-                f"preprocessing.json must have image_size, antialias and {FIXED}. "
-                f"Received: {record}."
+                f"preprocessing.json must have {', '.join(names)} and {FIXED}. Received: {record}."
             )
-        return cls(tuple(record["image_size"]), record["antialias"])
+        size, background = (tuple(record[name]) for name in ("image_size", "background"))
+        return cls(size, record["antialias"], background, record["exif_orientation"])
+
+    def describe(self) -> str:
+        """Returns a description for people."""
+        height, width = self.image_size
+        orientation = "applied" if self.exif_orientation else "ignored"
+        antialias = "with" if self.antialias else "without"
+        return (
+            f"decode to RGB on the background color {self.background}, EXIF orientation "
+            f"{orientation}, bilinear resize to {height}x{width} (height x width) {antialias} "
+            "antialiasing and without a crop, round to 8 bits"
+        )
 
     def resize(self, images: tf.Tensor) -> tf.Tensor:
         """Resizes images `(..., h, w, 3)` with values 0 to 255; returns uint8 of `image_size`."""
@@ -141,4 +260,8 @@ class Preprocessing:
         Returns:
             uint8 `(height, width, 3)`.
         """
-        return self.resize(decode_image(image_bytes, num_pixels))
+        return self.resize(self.decode(image_bytes, num_pixels))
+
+    def decode(self, image_bytes: tf.Tensor, num_pixels: tf.Tensor | None = None) -> tf.Tensor:
+        """Decodes one image, see `decode_image`."""
+        return decode_image(image_bytes, num_pixels, self.background, self.exif_orientation)

@@ -33,8 +33,7 @@ def format_model_card(
         xla: Whether the export has the signature `xla`.
         rows: Additional rows, from title to text: data, accuracy, weights, license, command.
     """
-    (height, width), num_classes = preprocessing.image_size, len(class_names)
-    antialias = "with antialiasing" if preprocessing.antialias else "without antialiasing"
+    num_classes = len(class_names)
     versions = {
         "vitkeras": importlib.metadata.version("vitkeras"),
         "TensorFlow": tf.__version__,
@@ -44,9 +43,7 @@ def format_model_card(
     table = {
         "model": f"{model.name}, {model.count_params():,} parameters, {num_classes} classes",
         **rows,
-        "preprocessing": f"in the graph: decode to RGB, bilinear resize to {height}x{width} "
-        f"{antialias} and without a crop, round to 8 bits, rescale to [-1, 1]. EXIF orientation is "
-        "ignored, as in training",
+        "preprocessing": f"in the graph: {preprocessing.describe()}, rescale to [-1, 1]",
         "compute dtype": f"{compute_dtype}; outputs are float32",
         "verification": "in a fresh process, against the Keras model; largest differences: "
         f"{largest} (features relative to the largest one)",

@@ -5,7 +5,12 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from vitkeras.data.preprocessing import MAX_PIXELS, Preprocessing, declared_pixels
+from vitkeras.data.preprocessing import (
+    MAX_PIXELS,
+    Preprocessing,
+    assert_jpeg_or_png,
+    declared_pixels,
+)
 
 #: Images of a request that are decoded in parallel.
 NUM_PARALLEL = 8
@@ -20,8 +25,6 @@ def decode_batch(
     """Decodes and resizes images. An invalid image affects neither the others nor the request.
 
     Complete JPEG and PNG files of any mode are decoded, with the code of training and evaluation.
-    Other formats are invalid: what is decoded depends on the version of TensorFlow, and the header
-    of a GIF does not limit the size of its frames.
 
     Args:
         preprocessing: Preprocessing of the run.
@@ -67,21 +70,6 @@ def decode_batch(
         tf.fill([batch_size + 1], last), indices[:, None], tf.range(last + 1)
     )[:-1]
     return tf.gather(images, rows), rows < last
-
-
-def assert_jpeg_or_png(content: tf.Tensor) -> tf.Tensor:
-    """Returns a scalar string; fails when executed unless it starts as a JPEG or PNG file does.
-
-    A PNG file whose first chunk is not IHDR is refused: `declared_pixels` would read a wrong size.
-    """
-
-    def has(magic, position=0):
-        padded = content + tf.constant(b"\0" * 16)
-        return tf.strings.substr(padded, position, len(magic)) == magic
-
-    valid = has(b"\xff\xd8\xff") | (has(b"\x89PNG\r\n\x1a\n") & has(b"IHDR", position=12))
-    with tf.control_dependencies([tf.debugging.Assert(valid, ["not a JPEG or PNG file"])]):
-        return tf.identity(content)
 
 
 def assert_shape(tensor: tf.Tensor, spec: tf.TensorSpec, rule: str) -> tf.Tensor:

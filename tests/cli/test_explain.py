@@ -73,7 +73,7 @@ def test_the_page_has_all_figures_and_loads_nothing(explained):
     for letter in "abcdefg":
         assert f"({letter}) " in page.text
     assert "<three> {x}.png: evidence for" in page.text
-    assert "32x48 pixels (height x width), bilinear, with antialias" in page.text
+    assert "bilinear resize to 32x48 (height x width) with antialias" in page.text
     assert "1 register, 4x6 patches" in page.text
     assert "in block 1 of 2, in percent; query: class token" in page.text
 
@@ -113,7 +113,7 @@ def test_a_weight_file_without_head_and_class_token_at_another_size(files, tmp_p
     text = Page((tmp_path / "out/index.html").read_text()).text
     assert "no head and no classes" in text and "no standard deviation" in text
     assert "the mean of the patch tokens" in text and "(no class token)" in text
-    assert "16x48 pixels" in text and "preprocessing is assumed" in text
+    assert "resize to 16x48 (height x width)" in text and "preprocessing is assumed" in text
     assert not list((tmp_path / "out").glob("evidence*"))
     with np.load(tmp_path / "out/arrays.npz") as arrays:
         assert arrays["rollout"].shape == (1, 2, 6)

@@ -30,7 +30,7 @@ def test_odd_images_are_decoded(name):
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("bad")])
 def test_a_file_that_is_not_a_complete_image_is_named(name):
     for decode in (decode_file, check_decodable):
-        with pytest.raises(InputError, match=f"complete JPEG, PNG.*{name}, {len(FILES[name])} b"):
+        with pytest.raises(InputError, match=f"complete JPEG or PNG.*{name}, {len(FILES[name])} b"):
             decode(name, FILES[name])
     reason = decode_error(FILES[name])
     assert reason and "\n" not in reason and "{{" not in reason

@@ -1,5 +1,6 @@
 import io
 import resource
+import zlib
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from helpers.images import encode, giant, photo
 from PIL import Image, ImageOps
 
 from vitkeras import data
-from vitkeras.data.preprocessing import declared_pixels, jpeg_orientation
+from vitkeras.data import preprocessing
+from vitkeras.data.preprocessing import declared_pixels, jpeg_orientation, png_has_alpha
 from vitkeras.errors import InputError
 
 
@@ -188,3 +190,26 @@ def test_files_without_a_valid_orientation_are_left_as_they_are():
         assert 1 <= int(jpeg_orientation(bytes(mutated))) <= 8
     for cut in range(0, begin + 40):
         assert 1 <= int(jpeg_orientation(oriented[:cut])) <= 8
+
+
+def test_transparency_is_found_in_the_header():
+    opaque = [encode(photo(9, 9, mode)) for mode in ("RGB", "L", "P", "1", "I;16")]
+    alpha = [encode(transparent(mode)) for mode in ("RGBA", "LA", "P")]
+    alpha.append(encode(photo(9, 9), transparency=(1, 2, 3)))
+    chunk = b"\0\0\0\1tEXtx" + zlib.crc32(b"tEXtx").to_bytes(4)
+    many = [content[:33] + chunk * 300 + content[33:] for content in (opaque[0], alpha[0])]
+    found = [bool(png_has_alpha(content)) for content in [*opaque, *alpha, *many]]
+    assert found == [False] * 5 + [True] * 4 + [True] * 2
+    for content, same in zip(many, (opaque[0], alpha[0]), strict=True):
+        np.testing.assert_array_equal(data.decode_image(content), data.decode_image(same))
+    for content in opaque + alpha:
+        for cut in range(0, 60):
+            png_has_alpha(content[:cut])
+
+
+def test_large_images_are_composited_in_blocks(monkeypatch):
+    image = transparent("RGBA")
+    expected = data.decode_image(encode(image)).numpy()
+    for pixels in (1, 16 * 3, 16 * 5, 16 * 16):
+        monkeypatch.setattr(preprocessing, "BLOCK_PIXELS", pixels)
+        np.testing.assert_array_equal(data.decode_image(encode(image)), expected)

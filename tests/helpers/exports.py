@@ -60,6 +60,7 @@ BAD = {
     "JPEG truncated in the header": JPEG[:40], "truncated JPEG": JPEG[: len(JPEG) // 2],
     "PNG truncated in the header": PNG[:20], "truncated PNG": PNG[: len(PNG) // 2],
     "BMP": encode("BMP"), "GIF": encode("GIF", "P"), "WebP": encode("WEBP"),
+    "TIFF": encode("TIFF"), "PPM": encode("PPM"),
     "giant JPEG": giant("JPEG"), "giant PNG": giant("PNG"),
     "GIF with a giant frame": _gif_with_giant_frame(),
     "giant PNG with a late header": _giant_png_with_late_header(),

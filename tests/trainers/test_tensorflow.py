@@ -11,6 +11,7 @@ import vitkeras as vk
 from vitkeras import keras_internals, training
 from vitkeras.errors import InputError
 from vitkeras.layers.regularization import Dropout
+from vitkeras.trainers import shards
 from vitkeras.trainers import tensorflow as trainer
 
 loss_module = importlib.import_module("keras.src.losses.loss")
@@ -164,7 +165,8 @@ def test_dropout_equals_that_of_keras():
 def test_batches_that_a_tpu_cannot_process_are_refused(monkeypatch):
     model = tiny_model()
     model.compile("sgd", training.SmoothedCrossEntropy(), run_eagerly=True)
-    monkeypatch.setattr(trainer, "_is_tpu", lambda strategy: True)
+    monkeypatch.setattr(trainer, "is_tpu", lambda strategy: True)
+    monkeypatch.setattr(trainer, "is_distributed", lambda strategy: True)
     images, labels = np.zeros((6, 8, 8, 3), "float32"), np.zeros(6, "int32")
     data = tf.data.Dataset.from_tensor_slices((images, labels))
     with pytest.raises(InputError, match=r"shape \(None, 8, 8, 3\).*drop_remainder=True"):
@@ -172,7 +174,7 @@ def test_batches_that_a_tpu_cannot_process_are_refused(monkeypatch):
     with pytest.raises(InputError, match="drop_remainder=True"):
         model.evaluate(data.batch(4), verbose=0)
     with pytest.raises(InputError, match=r"shape \(4,\), string"):
-        trainer.check_tpu_batches((tf.TensorSpec((4, 2)), tf.TensorSpec((4,), tf.string)))
+        shards.check_tpu_batches((tf.TensorSpec((4, 2)), tf.TensorSpec((4,), tf.string)))
     model.fit(data.batch(3, drop_remainder=True), verbose=0, shuffle=False)
 
 

@@ -66,8 +66,8 @@ def decode_error(image_bytes: tf.Tensor | bytes) -> str | None:
 
 def error_summary(error: tf.errors.OpError) -> str:
     """Returns the message of a TensorFlow error in one line, without the names of operations."""
-    asserted = re.search(r"Summarized data: b'(.*?)'\s+(\d+)", error.message)
+    asserted = re.search(r"Summarized data: b'(.*?)'(?:\s+(\d+))?", error.message)
     if asserted:
-        return f"{asserted[1]} {int(asserted[2]):,}"
+        return f"{asserted[1]} {int(asserted[2]):,}" if asserted[2] else asserted[1]
     text = re.sub(r"\{\{.*?\}\}", "", error.message).strip().splitlines()[0]
     return text.partition(" [Op:")[0].strip()[:120]

@@ -18,6 +18,8 @@ MAX_PIXELS = 10**8
 EXIF_BYTES = 2**17
 EXIF_NUMBER = int.from_bytes(b"Exif\0\0")
 WHITE = (255, 255, 255)
+#: Pixels that are composited at a time.
+BLOCK_PIXELS = 2**22
 FIXED = {"resize": "bilinear", "value_range": [-1, 1]}
 
 
@@ -51,15 +53,53 @@ def decode_image(
         image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
         return orient(image, jpeg_orientation(image_bytes)) if exif_orientation else image
 
-    def png():
+    def opaque_png():
+        return tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
+
+    def transparent_png():
         image = tf.io.decode_image(image_bytes, channels=4, expand_animations=False)
         return composite(image, background)
+
+    def png():
+        return tf.cond(png_has_alpha(image_bytes), transparent_png, opaque_png)
 
     return tf.ensure_shape(tf.cond(tf.io.is_jpeg(image_bytes), jpeg, png), (None, None, 3))
 
 
+def png_has_alpha(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Returns whether a PNG may have an alpha channel or a transparent color, bool.
+
+    Args:
+        image_bytes: Scalar string.
+    """
+    length = tf.cast(tf.strings.length(image_bytes), tf.int64)
+    padded = image_bytes + tf.constant(b"\0" * 32)
+
+    def chunk_name(position):
+        return tf.strings.substr(padded, position + 4, 4)
+
+    def comes_before_pixels(position):
+        return ~tf.reduce_any(chunk_name(position) == tf.constant([b"tRNS", b"IDAT", b"\0" * 4]))
+
+    def next_chunk(position):
+        digits = tf.io.decode_raw(tf.strings.substr(padded, position, 4), tf.uint8)
+        powers = 256 ** tf.range(3, -1, -1, dtype=tf.int64)
+        size = tf.reduce_sum(tf.cast(digits, tf.int64) * powers)
+        return (tf.cast(tf.minimum(tf.cast(position, tf.int64) + 12 + size, length), tf.int32),)
+
+    # A file with more chunks is decoded as if it had alpha, which gives the same pixels.
+    (position,) = tf.while_loop(
+        comes_before_pixels, next_chunk, (tf.constant(8),), maximum_iterations=200
+    )
+    color_type = tf.strings.substr(padded, 25, 1)
+    is_opaque = (color_type != b"\4") & (color_type != b"\6") & (chunk_name(position) == b"IDAT")
+    return ~is_opaque
+
+
 def composite(image: tf.Tensor, background: tuple[int, int, int]) -> tf.Tensor:
     """Puts an RGBA image on a background color, rounded to the nearest integer.
+
+    Works on blocks of rows, so that it needs little more memory than the images.
 
     Args:
         image: uint8 `(h, w, 4)`.
@@ -67,16 +107,23 @@ def composite(image: tf.Tensor, background: tuple[int, int, int]) -> tf.Tensor:
     Returns:
         uint8 `(h, w, 3)`.
     """
-    rgb, alpha = image[..., :3], image[..., 3:]
+    height, width = tf.unstack(tf.shape(image)[:2])
+    rows = tf.maximum(BLOCK_PIXELS // tf.maximum(width, 1), 1)
+    num_blocks = (height + rows - 1) // rows
 
-    def blend():
-        opacity = tf.cast(alpha, tf.uint16)
+    def blend(i, blocks):
+        block = image[i * rows : (i + 1) * rows]
+        opacity = tf.cast(block[..., 3:], tf.uint16)
         # At most 255 * 255 + 127, which uint16 holds.
-        total = tf.cast(rgb, tf.uint16) * opacity
+        total = tf.cast(block[..., :3], tf.uint16) * opacity
         total += tf.constant(background, tf.uint16) * (255 - opacity) + 127
-        return tf.cast(total // 255, tf.uint8)
+        return i + 1, blocks.write(i, tf.cast(total // 255, tf.uint8))
 
-    return tf.cond(tf.reduce_all(alpha == 255), lambda: rgb, blend)
+    blocks = tf.TensorArray(tf.uint8, num_blocks, infer_shape=False, element_shape=(None, None, 3))
+    _, blocks = tf.while_loop(
+        lambda i, _: i < num_blocks, blend, (0, blocks), parallel_iterations=1
+    )
+    return blocks.concat()
 
 
 def orient(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:

@@ -29,6 +29,15 @@ from vitkeras.keras_internals import (
     in_exact_step,
     skip_gradient_all_reduce,
 )
+from vitkeras.trainers.shards import (
+    check_tpu_batches,
+    first_leaf,
+    has_equal_shards,
+    hide_empty,
+    is_distributed,
+    is_tpu,
+    num_examples,
+)
 
 
 class ReplicaConsistentModel(keras.Model):
@@ -67,7 +76,7 @@ class ReplicaConsistentModel(keras.Model):
         """
         accumulation_steps = check_int("accumulation_steps", accumulation_steps)
         strategy = self.distribute_strategy
-        distributed = _is_distributed(strategy)
+        distributed = is_distributed(strategy)
         if distributed:
             self._check_scope(strategy, "A model", self.weights)
         if distributed and kwargs.get("jit_compile", "auto") == "auto":
@@ -210,7 +219,7 @@ class ReplicaConsistentModel(keras.Model):
         else:
             loss = self._compute_loss(x, y, outputs, sample_weight, training=training)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        examples = _num_examples(x)
+        examples = num_examples(x)
         # Other losses than those of `check_loss_values` may be NaN for an empty shard.
         mean = tf.where(examples > 0, tf.stop_gradient(loss) * replicas, 0.0)
         self._loss_tracker.update_state(mean, sample_weight=examples)
@@ -225,10 +234,10 @@ class ReplicaConsistentModel(keras.Model):
 
     def _accumulated_gradients(self, data, variables):
         """Returns the mean gradient of all microbatches, weighted by the number of examples."""
-        microbatches, examples = self.accumulation_steps, _num_examples(data[0])
-        size = _first_leaf(data[0]).shape[0]
+        microbatches, examples = self.accumulation_steps, num_examples(data[0])
+        size = first_leaf(data[0]).shape[0]
         static = size is not None and size % microbatches == 0  # a static shape, as TPUs need it
-        if _is_tpu(tf.distribute.get_strategy()) and not static:
+        if is_tpu(tf.distribute.get_strategy()) and not static:
             raise InputError(
                 "`accumulation_steps` must divide the batch size of each replica. "
                 f"Received: accumulation_steps={microbatches}, {size} images per replica."
@@ -274,7 +283,7 @@ class ReplicaConsistentModel(keras.Model):
         if not present:
             return gradients
         if not self._equal_shards:
-            examples = tf.cast(_num_examples(x), tf.float32)
+            examples = tf.cast(num_examples(x), tf.float32)
             total = context.all_reduce(tf.distribute.ReduceOp.SUM, examples)
             weight = examples * context.num_replicas_in_sync / total
             # The gradient of an empty shard may be NaN.
@@ -285,10 +294,10 @@ class ReplicaConsistentModel(keras.Model):
 
     def predict_on_batch(self, x):
         """Returns the outputs for a batch as `keras.Model.predict_on_batch` does."""
-        if not _is_distributed(self.distribute_strategy):
+        if not is_distributed(self.distribute_strategy):
             return super().predict_on_batch(x)
         # Keras gives the batch to every replica, and concatenates the outputs of all.
-        return self.predict(x, batch_size=len(_first_leaf(x)), verbose=0)
+        return self.predict(x, batch_size=len(first_leaf(x)), verbose=0)
 
     def make_train_function(self, force=False):
         """Returns the function that `fit` calls for each execution."""
@@ -309,7 +318,7 @@ class ReplicaConsistentModel(keras.Model):
 
         def replica_step(batch):
             if graph:
-                batch = tf.nest.map_structure(_hide_empty, batch)
+                batch = tf.nest.map_structure(hide_empty, batch)
             with exact_step():
                 results = step(batch) or {}
             names[:] = results
@@ -324,7 +333,7 @@ class ReplicaConsistentModel(keras.Model):
             replica_step = tf.function(replica_step, jit_compile=True, reduce_retracing=True)
 
         def run_step(batch):
-            self._equal_shards = _is_tpu(strategy) or _has_equal_shards(strategy, batch)
+            self._equal_shards = is_tpu(strategy) or has_equal_shards(strategy, batch)
             self._local_results = []
             # Not in the step: there the threads of the replicas would interleave.
             with skip_gradient_all_reduce(self.optimizer):
@@ -402,15 +411,15 @@ class ReplicaConsistentModel(keras.Model):
         """Creates metrics and optimizer variables in the scope, from the shard of one replica."""
         strategy = self.distribute_strategy
         check = self._splits_batches and not self._added_losses_checked and self._has_own_layers()
-        if iterator is not None and (check or _is_distributed(strategy)):
-            if _is_tpu(strategy):
+        if iterator is not None and (check or is_distributed(strategy)):
+            if is_tpu(strategy):
                 check_tpu_batches(iterator.data_adapter.get_tf_dataset().element_spec)
             for _, _, batches in iterator:
                 data_batch = tf.nest.map_structure(
                     lambda value: strategy.experimental_local_results(value)[0], next(batches)
                 )
                 break
-        if _is_distributed(strategy):
+        if is_distributed(strategy):
             with strategy.scope():
                 self._symbolic_build(data_batch=data_batch)
         else:
@@ -425,7 +434,7 @@ class ReplicaConsistentModel(keras.Model):
 
     def _check_added_losses(self, x):
         """Checks that losses of `add_loss` are means over the batch."""
-        if _first_leaf(x).shape[0] == 0:
+        if first_leaf(x).shape[0] == 0:
             return
         losses = []
         for copies in (1, 2):
@@ -440,57 +449,5 @@ class ReplicaConsistentModel(keras.Model):
         self._added_losses_checked = True
 
 
-def _is_tpu(strategy):
-    return isinstance(strategy, tf.distribute.TPUStrategy)
-
-
-def check_tpu_batches(element_spec) -> None:
-    """Checks that a TPU can process the batches of a dataset.
-
-    Args:
-        element_spec: `element_spec` of a tf.data.Dataset.
-    Raises:
-        InputError: If a shape is not fully defined, or an element is a string.
-    """
-    for spec in tf.nest.flatten(element_spec, expand_composites=True):  # of each replica
-        if not spec.shape.is_fully_defined() or spec.dtype == tf.string:
-            raise InputError(
-                "Batches for a TPU must have a fully defined shape and no strings. "
-                f"Received: shape {spec.shape}, {spec.dtype.name}. Use `.batch(n, "
-                "drop_remainder=True)`; pad the last batch of an evaluation with examples of "
-                "weight 0."
-            )
-
-
-def _is_distributed(strategy):
-    return strategy.num_replicas_in_sync > 1 or _is_tpu(strategy)
-
-
 def _scales_loss(optimizer):
     return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-
-
-def _first_leaf(data):
-    """Returns the first tensor of a structure."""
-    return next(leaf for leaf in keras.tree.flatten(data) if leaf is not None)
-
-
-def _num_examples(x):
-    """Returns the number of examples in a batch, a constant if the shape is static."""
-    leaf = _first_leaf(x)
-    return tf.shape(leaf)[0] if leaf.shape[0] is None else tf.constant(leaf.shape[0])
-
-
-def _has_equal_shards(strategy, batch):
-    """Returns whether all shards of a batch are known to have the same number of examples."""
-    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return False  # the shards of other hosts are not known here
-    sizes = {each.shape[0] for each in strategy.experimental_local_results(_first_leaf(batch))}
-    return len(sizes) == 1 and None not in sizes
-
-
-def _hide_empty(tensor):
-    """Makes the size of an empty shard dynamic; some metrics treat a static size of 0 specially."""
-    if isinstance(tensor, tf.Tensor) and tensor.shape.rank and tensor.shape[0] == 0:
-        return tf.compat.v1.placeholder_with_default(tensor, [None, *tensor.shape[1:]])
-    return tensor

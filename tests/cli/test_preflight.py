@@ -8,6 +8,7 @@ import pytest
 from helpers.images import odd_files, photo
 from helpers.models import TINY
 from helpers.processes import command
+from PIL import Image
 
 MODEL = [f"--config.{name}={value}" for name, value in TINY.items()]
 needs_libtpu = pytest.mark.skipif(
@@ -25,7 +26,7 @@ def preflight(folder, page, *more):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """20 good photos and one file of each kind that is unusual or broken."""
+    """22 good photos and one file of each kind that is unusual or broken."""
     root = tmp_path_factory.mktemp("odd")
     for name in ("ant", "bee"):
         (root / name).mkdir()
@@ -33,6 +34,10 @@ def folder(tmp_path_factory):
             photo(30 + i, 40, seed=i).save(root / name / f"{i}.png")
     for name, content in odd_files((root / "ant" / "0.png").read_bytes()).items():
         (root / "bee" / name).write_bytes(content)
+    photo(30, 40, "RGBA").save(root / "ant" / "transparent.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo(30, 40).save(root / "ant" / "rotated.jpg", exif=exif)
     return root
 
 
@@ -47,7 +52,8 @@ def test_a_folder_with_bad_images_is_reported_and_trains(folder, tmp_path):
     result = json.loads(out.splitlines()[-1])
     bad = [name for name in odd_files(b"") if name.startswith("bad")]
     assert result["ready"] and result["data"]["bad_images"] == len(bad) == 6
-    assert result["data"]["images_checked"] == 29 and sum(result["data"]["images"].values()) == 23
+    assert result["data"]["images_checked"] == 31 and sum(result["data"]["images"].values()) == 25
+    assert result["data"]["transparent_images"] == result["data"]["rotated_images"] == 1
     formats = result["data"]["formats_percent"]
     assert sum(formats.values()) == pytest.approx(100, abs=0.5)
     assert {"JPEG CMYK", "PNG RGB"} <= set(formats)

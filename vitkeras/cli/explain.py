@@ -60,7 +60,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     from etils import epath
 
     from vitkeras import interpret
-    from vitkeras.data.images import decode_file, read_file
+    from vitkeras.data.images import check_decodable, read_file
     from vitkeras.interpret.report import MAX_SHOWN, Report, plural
     from vitkeras.io.atomic import write_directory
     from vitkeras.io.html_page import render
@@ -69,11 +69,9 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"`output` must be a new or empty folder. Received: output={output}.")
     contents: list[bytes] = []
-    originals: list[np.ndarray] = []
     for path in arguments:
         contents.append(read_file(path))
-        original = decode_file(path, contents[-1])
-        originals += [original] if len(originals) < MAX_SHOWN else []
+        check_decodable(path, contents[-1])
     if flags.workdir is not None:
         model, class_names, preprocessing, name, origin = _open_run(flags.workdir)
     else:
@@ -84,6 +82,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     check_range("block", block, valid, f"an integer from 1 to {layout.num_layers}, or -1")
     if class_index is not None:
         class_index = _find_class(class_index, class_names, model)
+    originals = [preprocessing.decode(each).numpy() for each in contents[:MAX_SHOWN]]
     images = np.stack([preprocessing.evaluation_image(each).numpy() for each in contents])
 
     model_name = f"{name} ({model.name})"

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image
 
 from vitkeras import data
 from vitkeras.data.examples import InMemoryExamples, Source
 from vitkeras.data.images import decode_error
+from vitkeras.data.preprocessing import jpeg_orientation, png_has_alpha
 from vitkeras.data.sharding import exact_shard
 from vitkeras.preflight import report
 from vitkeras.preflight.report import CheckResult
@@ -27,11 +29,15 @@ class Sample(NamedTuple):
         sizes: Pairs (height, width) in pixels.
         formats: File format and color mode of each image, such as "JPEG RGB".
         bad: Pairs (name, reason) of the images that cannot be decoded.
+        num_transparent: Number of images that may have transparent pixels.
+        num_rotated: Number of images with an EXIF orientation other than upright.
     """
 
     sizes: list[tuple[int, int]]
     formats: list[str]
     bad: list[tuple[str, str]]
+    num_transparent: int = 0
+    num_rotated: int = 0
 
     @property
     def num_images(self) -> int:
@@ -49,6 +55,7 @@ def decode_sample(source: Source, count: int | None) -> Sample:
         The sample, with the bad images that the source has found itself.
     """
     sample = Sample([], [], [])
+    num_transparent = num_rotated = 0
     for split in data.SPLITS:
         for index, example in _spread(source.examples(split), count):
             content = example["image_bytes"]
@@ -59,7 +66,12 @@ def decode_sample(source: Source, count: int | None) -> Sample:
             height, width, _ = data.decode_image(content).shape
             sample.sizes.append((height, width))
             sample.formats.append(_format(content))
-    return sample._replace(bad=[*source.bad_images, *sample.bad])
+            if tf.io.is_jpeg(content):
+                num_rotated += int(jpeg_orientation(content)) != 1
+            else:
+                num_transparent += bool(png_has_alpha(content))
+    bad = [*source.bad_images, *sample.bad]
+    return sample._replace(bad=bad, num_transparent=num_transparent, num_rotated=num_rotated)
 
 
 def _spread(examples, count) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -116,6 +128,8 @@ def check_images(
         "bad": [f"{name}: {reason}" for name, reason in sample.bad[:MAX_LISTED_IMAGES]],
         "median_size": [int(side) for side in median],
         "formats_percent": _percentages(sample.formats),
+        "transparent_images": sample.num_transparent,
+        "rotated_images": sample.num_rotated,
     }
     caption = "Height and width of the checked images, in pixels."
     result = CheckResult("Images", values, figures=[(caption, report.draw_image_sizes(sizes))])

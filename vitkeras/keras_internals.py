@@ -1,8 +1,8 @@
 """The non-public API of Keras and TensorFlow that this package uses.
 
 `trainers/tensorflow.py` overrides and calls the names of the model and of the epoch iterator; all
-access to non-public attributes of the optimizer is here. A test checks every name of `NAMES`
-against the installed Keras, which is why setup.cfg has an upper bound on Keras.
+access to non-public attributes of the optimizer and the losses is here. A test checks every name
+of `NAMES` against the installed Keras, which is why setup.cfg has an upper bound on Keras.
 """
 
 import contextlib
@@ -14,7 +14,8 @@ from vitkeras.errors import InputError
 
 _thread = threading.local()
 
-#: By owner: a compiled model, its optimizer, and the epoch iterator of `fit`.
+#: By owner: a compiled model, its optimizer, the epoch iterator of `fit`, and
+#: `keras.src.losses.loss`.
 NAMES = {
     "model": (
         "_compute_loss",

@@ -95,6 +95,13 @@ def test_json_round_trip_and_invalid_records():
         data.Preprocessing.from_json(record | {"resize": "bicubic"})
     with pytest.raises(InputError, match="preprocessing.json must have image_size"):
         data.Preprocessing.from_json({k: v for k, v in record.items() if k != "image_size"})
+    for name, value in (
+        ("image_size", 7), ("image_size", [16]), ("image_size", [0, 24]), ("image_size", "ab"),
+        ("background", [1, 2]), ("background", [0, 0, 256]), ("background", None),
+        ("antialias", 1), ("exif_orientation", "yes"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="two sides, three colors"):
+            data.Preprocessing.from_json(record | {name: value})
 
 
 @pytest.mark.parametrize("format", ["GIF", "BMP", "WEBP", "TIFF"])

@@ -5,6 +5,7 @@ Images stay uint8 up to the model, which rescales them.
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import tensorflow as tf
@@ -240,6 +241,14 @@ def declared_pixels(image_bytes: tf.Tensor) -> tf.Tensor:
     return tf.reduce_prod(sides)
 
 
+def _are_integers(values, count, low, high):
+    return (
+        isinstance(values, (list, tuple))
+        and len(values) == count
+        and all(type(value) is int and low <= value <= high for value in values)
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """The preprocessing of a run: decoding and a bilinear resize to the image size of the model.
@@ -276,8 +285,18 @@ class Preprocessing:
             raise InputError(
                 f"preprocessing.json must have {', '.join(names)} and {FIXED}. Received: {record}."
             )
-        size, background = (tuple(record[name]) for name in ("image_size", "background"))
-        return cls(size, record["antialias"], background, record["exif_orientation"])
+        size, background = record["image_size"], record["background"]
+        flags = record["antialias"], record["exif_orientation"]
+        if not (
+            _are_integers(size, 2, 1, math.inf)
+            and _are_integers(background, 3, 0, 255)
+            and all(isinstance(flag, bool) for flag in flags)
+        ):
+            raise InputError(
+                "preprocessing.json must have two sides, three colors from 0 to 255 and two "
+                f"booleans. Received: {record}."
+            )
+        return cls(tuple(size), flags[0], tuple(background), flags[1])
 
     def describe(self) -> str:
         """Returns a description for people."""

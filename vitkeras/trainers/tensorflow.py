@@ -337,7 +337,9 @@ class ReplicaConsistentModel(keras.Model):
             self._local_results = []
             # Not in the step: there the threads of the replicas would interleave.
             with skip_gradient_all_reduce(self.optimizer):
-                return strategy.run(replica_step, args=(batch,))
+                results = strategy.run(replica_step, args=(batch,))
+            self._local_results = []  # it would keep the traced graph alive
+            return results
 
         def results_of(per_replica):
             """Returns the metrics of all replicas, and means of other results of a step."""

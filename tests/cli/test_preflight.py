@@ -127,7 +127,9 @@ def test_a_config_compiles_for_a_slice(data_dir, tmp_path):
     assert train["microbatches"] == 2 and evaluate["microbatches"] == 1
     assert train["device"] == "TPU v5 lite" and train["bfloat16_fraction"] > 0.99
     assert 2.5 < train["tflop"] / evaluate["tflop"] < 3.5
-    assert 0 < evaluate["temporary_gib"] <= train["temporary_gib"] < 1
+    # Small evaluation steps need no temporary buffers outside of the chip's own memory.
+    assert 0 <= evaluate["temporary_gib"] <= train["temporary_gib"] < 1
+    assert train["temporary_gib"] > 0
     assert 0 < train["hbm_gb"] <= train["accessed_gb"]
     assert found["train_remat"]["tflop"] > 1.2 * train["tflop"]
     assert re.search(r"GB, \d+ times: fusion", (tmp_path / "p.html").read_text())

@@ -90,7 +90,7 @@ CASES = {
     "two outputs": (two_heads, {}, {"targets": lambda y: {"one": y, "two": 4 - y}}),
     "unused weights": (unused, {}, {}),
     "unused weights, accumulation": (unused, {"accumulation_steps": 2}, {}),
-    "steps_per_execution": (with_head, {"steps_per_execution": 2}, {}),
+    "steps_per_execution": (with_head, {"steps_per_execution": 2, "weight_decay": 0.1}, {}),
     "activity regularizer": (
         lambda base: with_head(base, keras.layers.Dense(8, activity_regularizer="l2")), {}, {},
     ),
@@ -122,7 +122,10 @@ def train(scope, make, compile_options, fit_options):
         for i, weight in enumerate(model.get_layer("norm").weights):
             weight.assign(weight + 0.1 * i)
         model.trainable = trainable
-        optimizer = keras.optimizers.SGD(0.1, clipnorm=compile_options.pop("clipnorm", None))
+        optimizer_options = {
+            name: compile_options.pop(name, None) for name in ("clipnorm", "weight_decay")
+        }
+        optimizer = keras.optimizers.SGD(0.1, **optimizer_options)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         metrics = None if make is own_step else ["accuracy"]
         if isinstance(model.output, dict):

@@ -332,12 +332,18 @@ class ReplicaConsistentModel(keras.Model):
         if graph and self.jit_compile:
             replica_step = tf.function(replica_step, jit_compile=True, reduce_retracing=True)
 
-        def run_step(batch):
+        def waiting_step(batch):
+            # In a loop, ops without the batch as input, such as weight decay and counts, would
+            # otherwise run once more after the end of the data.
+            with tf.control_dependencies(_tensors(batch)):
+                return replica_step(batch)
+
+        def run_step(batch, step=replica_step):
             self._equal_shards = is_tpu(strategy) or has_equal_shards(strategy, batch)
             self._local_results = []
             # Not in the step: there the threads of the replicas would interleave.
             with skip_gradient_all_reduce(self.optimizer):
-                results = strategy.run(replica_step, args=(batch,))
+                results = strategy.run(step, args=(batch,))
             self._local_results = []  # it would keep the traced graph alive
             return results
 
@@ -357,10 +363,9 @@ class ReplicaConsistentModel(keras.Model):
 
         def run_next(iterator):
             batch = next(iterator)
-            # Otherwise ops without the batch as input, such as weight decay, run once more after
-            # the end of the data.
-            with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
-                per_replica = run_step(batch)
+            # The threads of the replicas do not inherit control dependencies.
+            per_replica = run_step(batch, waiting_step)
+            with tf.control_dependencies(_tensors(batch)):
                 done.assign_add(1)
             return per_replica
 
@@ -453,3 +458,8 @@ class ReplicaConsistentModel(keras.Model):
 
 def _scales_loss(optimizer):
     return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def _tensors(batch):
+    leaves = tf.nest.flatten(batch, expand_composites=True)
+    return [leaf for leaf in leaves if leaf is not None]

@@ -14,7 +14,7 @@ ALLOWED = {
     "layers": {"keras_internals"},
     "trainers": {"keras_internals"},
     "models": {"keras_internals", "layers", "trainers"},
-    "io": {"models"},
+    "io": {"keras_internals", "models"},
     "pretrained": {"io", "layers", "models"},
     "data": {"io"},
     "training": {"io", "keras_internals"},

@@ -41,6 +41,22 @@ NAMES = {
 }
 
 
+@contextlib.contextmanager
+def without_allocation():
+    """Builds models without values: their weights have shapes only, and can never be read."""
+    import keras
+    from keras.src.backend.common import global_state
+
+    name = "uninitialized_variables"
+    before = list(global_state.get_global_attribute(name) or [])
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        # The next scope would allocate them.
+        global_state.set_global_attribute(name, before)
+
+
 def inner_optimizer(optimizer):
     """Returns the optimizer that a `LossScaleOptimizer` wraps, or the optimizer itself."""
     return getattr(optimizer, "inner_optimizer", optimizer)

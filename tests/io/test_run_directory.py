@@ -95,7 +95,7 @@ def test_a_damaged_model_is_named(damage, tmp_path):
     path = run.path / "best.keras"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2] if damage is None else damage)
-    with pytest.raises(InputError, match="best.keras of a run must be as"):
+    with pytest.raises(InputError, match="best.keras, which cannot be read"):
         run.load_model()
 
 

@@ -19,10 +19,9 @@ from absl import logging
 from etils import epath
 
 import vitkeras
-import vitkeras.models.resnet
-import vitkeras.models.vit  # noqa: F401 (both register the classes in saved models)
 from vitkeras.errors import InputError
 from vitkeras.io.atomic import atomic_file, local_copy, write_file
+from vitkeras.io.keras_files import load_keras_file
 
 FILES = {
     "config": "config.json",
@@ -222,13 +221,7 @@ class RunDirectory:
                 f"The run has not saved this model yet. Received: {path}. Train at least one epoch."
             )
         with local_copy(path) as local:
-            try:
-                return keras.saving.load_model(local, compile=False)
-            except InputError:
-                raise
-            except Exception as error:  # whatever Keras raises for a damaged file
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-                raise self._damaged(path, reason) from error
+            return load_keras_file(local)
 
 
 def _difference(old, new):

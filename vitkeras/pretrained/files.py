@@ -5,11 +5,11 @@ import json
 import zipfile
 from collections.abc import Iterator
 
-import keras
 from etils import epath
 
 from vitkeras.errors import InputError
 from vitkeras.io.atomic import local_copy
+from vitkeras.io.keras_files import load_keras_file
 from vitkeras.io.run_directory import RunDirectory
 from vitkeras.pretrained.archives import open_npz, open_safetensors
 from vitkeras.pretrained.formats import big_vision, bit, google, hugging_face, timm
@@ -54,7 +54,7 @@ def open_weights(path: epath.PathLike) -> Iterator[tuple]:
     with local_copy(path) as local:
         kind = _detect_kind(local, path)
         if kind == "keras":
-            yield "model", keras.saving.load_model(local, compile=False), {}
+            yield "model", load_keras_file(local), {}
             return
         opened = open_npz(local) if kind == "npz" else open_safetensors(local)
         with opened as arrays:

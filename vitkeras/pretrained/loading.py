@@ -1,10 +1,8 @@
 """From a weight file to a model: `load_weights` fills one, `from_pretrained` builds one."""
 
 import dataclasses
-import json
 import re
 import warnings
-import zipfile
 from typing import Any
 
 import keras
@@ -13,13 +11,13 @@ from etils import epath
 
 from vitkeras.errors import InputError
 from vitkeras.io.atomic import local_copy
+from vitkeras.io.keras_files import read_keras_config
 from vitkeras.models.builder import build_model
 from vitkeras.models.config import (
     HYBRIDS,
     RESNETS,
     ResNetConfig,
     ViTConfig,
-    config_from_dict,
     model_config,
 )
 from vitkeras.models.vit import VisionModel
@@ -167,10 +165,8 @@ def _saved_config(path):
     path = path / "best.keras" if (path / "class_names.json").exists() else path
     if path.suffix != ".keras" or not path.exists():
         return None
-    with local_copy(path) as local, zipfile.ZipFile(local) as archive:
-        saved = json.loads(archive.read("config.json"))
-    architecture = saved.get("config", {}).get("architecture")
-    return None if architecture is None else config_from_dict(architecture)
+    with local_copy(path) as local:
+        return read_keras_config(local)
 
 
 def _derive(config, num_classes, image_size, include_top, fields):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import struct
 import tracemalloc
 import zipfile
@@ -15,7 +16,9 @@ from safetensors.numpy import save_file
 import vitkeras as vk
 from vitkeras.errors import InputError
 from vitkeras.pretrained.archives import open_npz
+from vitkeras.pretrained.files import open_weights
 from vitkeras.pretrained.formats import google, timm
+from vitkeras.pretrained.loading import _open_source
 
 
 def npz_member(shape, descr="<f4", data=b"", version=1):
@@ -84,7 +87,7 @@ def damaged_files(folder):
     yield "sizes that differ", safetensors("size.safetensors", {"a": wrong}, bytes(8)), "damaged"
     yield "empty", put("empty.npz", b""), "starts with the bytes"
     yield "text", put("text.txt", b"not weights at all"), "starts with the bytes"
-    yield "hdf5", put("old.h5", b"\x89HDF\r\n\x1a\n0000"), "starts with the bytes"
+    yield "hdf5", put("old.h5", b"\x89HDF\r\n\x1a\n0000"), r"weights\.h5 file with"
     yield "missing", folder / "nothing.npz", "does not exist"
     (folder / "empty").mkdir()
     yield "a folder", folder / "empty", "has no model.safetensors but no files"
@@ -163,3 +166,59 @@ def test_arrays_in_fortran_order_are_read_as_numpy_reads_them(tmp_path):
     np.savez(tmp_path / "a.npz", a=value)
     with open_npz(tmp_path / "a.npz") as arrays:
         np.testing.assert_array_equal(arrays.read("a"), value)
+
+
+METADATA = {
+    "architecture": "vit_tiny", "global_pool": "token", "hidden_act": "gelu", "image_size": 16,
+    "layer_norm_eps": 1e-6, "model_args": {"img_size": 16, "num_heads": 3, "act_layer": "gelu"},
+    "num_attention_heads": 3, "rescale_factor": 0.1, "do_rescale": True, "do_normalize": True,
+    "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 16, 16]},
+    "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "offset": False,
+}  # fmt: skip
+
+
+def test_mutated_files_are_read_or_refused_with_one_sentence(tmp_path):
+    rng = random.Random(0)
+    values = [None, -1, 0, 1e300, "x", [], {}, [None] * 3, {"x": 1}, True, 10**30, [[1, 2]] * 3]
+    refused = 0
+    for name in ("google", "big_vision, map", "hugging face, DINOv2 classifier", "timm, registers"):
+        format, described = FILES[name]
+        path = write(format, random_arrays(format, described), tmp_path)
+        good = path.read_bytes()
+        for _ in range(40):
+            content = bytearray(good)
+            # Headers, of members too, are at the start and the end.
+            for _ in range(rng.randint(1, 4)):
+                span = min(len(content), 2000)
+                place = rng.choice([rng.randrange(span), -rng.randrange(1, span)])
+                content[place] = rng.randrange(256)
+            path.write_bytes(content[: rng.choice([len(content), rng.randrange(len(content))])])
+            refused += is_refused(path)
+        path.write_bytes(good)
+        for key in METADATA:
+            for value in rng.sample(values, 3):
+                nested = key in ("model_args", "pretrained_cfg") and rng.random() < 0.7
+                changed = {**METADATA[key], rng.choice(list(METADATA[key])): value} if nested else (
+                    value
+                )  # fmt: skip
+                text = json.dumps({**METADATA, key: changed})
+                (tmp_path / "config.json").write_text(text)
+                refused += is_refused(path)
+        for text in ("[" * 10**5, "[]", "3", "", '{"image_processor": 3}', "\0"):
+            (tmp_path / "config.json").write_text(text)
+            refused += is_refused(path) or path.suffix == ".npz"
+        (tmp_path / "config.json").unlink()
+    assert refused > 100
+
+
+def is_refused(path):
+    """Returns whether a file is refused; other exceptions than `InputError` fail the test."""
+    try:
+        with open_weights(path) as (format, arrays, metadata):
+            _open_source(format, arrays, metadata, {}, None)
+            for name in arrays.shapes:
+                arrays.read(name)
+    except InputError as error:
+        assert "\n" not in str(error) and path.parent.name in str(error)
+        return True
+    return False

@@ -123,9 +123,11 @@ def _check_weights(archive, path, config, saved):
         own = json.loads(json.dumps(keras.saving.serialize_keras_object(expected)["config"]))
         shapes = sorted(tuple(v.shape) for v in expected.weights if "float" in v.dtype)
     if arrays != shapes:
+        quantized = "Quantiz" in json.dumps(saved["layers"])
         raise _refused(
             path,
-            f"whose {len(arrays)} arrays are not the {len(shapes)} of its architecture",
+            f"whose {len(arrays)} arrays are not the {len(shapes)} of its architecture"
+            + (". Keras cannot reload quantized layers: save before `quantize`" * quantized),
         )
     difference = _first_difference(saved["layers"], own["layers"], _indices(saved), _indices(own))
     if difference is None:

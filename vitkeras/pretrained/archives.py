@@ -7,13 +7,12 @@ file; arrays one by one, when they are requested.
 import contextlib
 import math
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from vitkeras.errors import InputError
 
@@ -47,7 +46,8 @@ class Arrays:
         Raises:
             InputError: If it is damaged, not of a floating-point type, or not finite.
         """
-        value = self._read(name)
+        with parsing(self.path, name):
+            value = self._read(name)
         if value.dtype == np.dtype("V2"):  # how NumPy stores bfloat16
             value = value.view(ml_dtypes.bfloat16)
         if value.dtype.name not in FLOATS:
@@ -69,37 +69,35 @@ def open_npz(path: Path) -> Iterator[Arrays]:
         InputError: If the file is damaged, truncated, holds pickles, or declares more data than it
             holds.
     """
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise _damaged(path, error) from error
-    with archive:
-        size = path.stat().st_size
-        shapes, members, declared = {}, {}, 0
-        for info in archive.infolist():
-            name = info.filename.removesuffix(".npy")
-            try:
-                shapes[name] = _npy_shape(archive, info, size)
-            except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError,
-                    NotImplementedError, RuntimeError) as error:  # fmt: skip
-                raise _damaged(path, f"{name}: {error}") from error
-            if name in members:
-                raise _damaged(path, f"{name} occurs twice")
-            members[name] = info
-            declared += info.file_size
-        if declared > MAX_EXPANSION * size + 2**24:
-            raise _damaged(path, f"{size:,} bytes would expand to {declared:,}")
+    with contextlib.ExitStack() as stack:
+        with parsing(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            shapes, members = _npz_members(archive, path)
 
         def read(name):
-            try:
-                with archive.open(members[name]) as member:
-                    value = np.lib.format.read_array(member, allow_pickle=False)
-                    member.read(1)  # zipfile compares the checksum at the end of the member
-            except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
-                raise _damaged(path, f"{name}: {error}") from error
+            with archive.open(members[name]) as member:
+                value = np.lib.format.read_array(member, allow_pickle=False)
+                member.read(1)  # zipfile compares the checksum at the end of the member
             return value
 
         yield Arrays(path, shapes, read)
+
+
+def _npz_members(archive, path):
+    """Returns the shapes and the members of an archive by name."""
+    size = path.stat().st_size
+    shapes, members, declared = {}, {}, 0
+    for info in archive.infolist():
+        name = info.filename.removesuffix(".npy")
+        with parsing(path, name):
+            shapes[name] = _npy_shape(archive, info, size)
+        if name in members:
+            raise _damaged(path, f"{name} occurs twice")
+        members[name] = info
+        declared += info.file_size
+    if declared > MAX_EXPANSION * size + 2**24:
+        raise _damaged(path, f"{size:,} bytes would expand to {declared:,}")
+    return shapes, members
 
 
 def _npy_shape(archive, info, size):
@@ -134,20 +132,28 @@ def open_safetensors(path: Path) -> Iterator[Arrays]:
     Raises:
         InputError: If the file is damaged, truncated, or declares more data than it holds.
     """
+    with contextlib.ExitStack() as stack:
+        with parsing(path):
+            file = stack.enter_context(safe_open(path, framework="np"))
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        yield Arrays(path, shapes, file.get_tensor)
+
+
+@contextlib.contextmanager
+def parsing(path, name: str = "") -> Iterator[None]:
+    """Converts whatever a parser raises for a damaged file to `InputError`.
+
+    Args:
+        path: The file, for the message.
+        name: What is read of it, for the message.
+    """
     try:
-        file = safe_open(path, framework="np")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-    with file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-
-        def read(name):
-            try:
-                return file.get_tensor(name)
-            except (SafetensorError, KeyError, TypeError, AttributeError) as error:
-                raise _damaged(path, f"{name}: {error}") from error
-
-        yield Arrays(path, shapes, read)
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        text = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        raise _damaged(path, f"{name}: {text}" if name else text) from error
 
 
 def _damaged(path, reason):

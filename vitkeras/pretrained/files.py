@@ -1,7 +1,6 @@
 """Detects what a path holds: an array file of a known format, or a model of this package."""
 
 import contextlib
-import json
 import zipfile
 from collections.abc import Iterator
 
@@ -11,8 +10,9 @@ from vitkeras.errors import InputError
 from vitkeras.io.atomic import local_copy
 from vitkeras.io.keras_files import load_keras_file
 from vitkeras.io.run_directory import RunDirectory
-from vitkeras.pretrained.archives import open_npz, open_safetensors
+from vitkeras.pretrained.archives import open_npz, open_safetensors, parsing
 from vitkeras.pretrained.formats import big_vision, bit, google, hugging_face, timm
+from vitkeras.pretrained.metadata import read_metadata
 
 FORMATS = (google, big_vision, bit, hugging_face, timm)
 SUPPORTED = (
@@ -20,8 +20,6 @@ SUPPORTED = (
     "Face ViT or DINOv2 or of timm, or the folder with it and its config.json; a run directory; or "
     "a .keras file of this package"
 )
-#: JSON files beside the weights that describe the model and its preprocessing.
-METADATA_FILES = ("config.json", "processor_config.json", "preprocessor_config.json")
 
 
 @contextlib.contextmanager
@@ -37,6 +35,14 @@ def open_weights(path: epath.PathLike) -> Iterator[tuple]:
     Raises:
         InputError: If the path does not exist, or the format is not supported.
     """
+    with contextlib.ExitStack() as stack:
+        with parsing(path):
+            opened = _open(path, stack)
+        yield opened
+
+
+def _open(path, stack):
+    """Returns what `open_weights` yields; `stack` closes it."""
     scheme, colon, _ = str(path).partition("://")
     if colon and scheme not in ("gs", "s3", "file"):
         raise InputError(
@@ -48,26 +54,22 @@ def open_weights(path: epath.PathLike) -> Iterator[tuple]:
         raise InputError(f"`path` must be {SUPPORTED}. Received: {path}, which does not exist.")
     if path.is_dir():
         if (path / "class_names.json").exists():
-            yield "model", RunDirectory(path).load_model(), {}
-            return
+            return "model", RunDirectory(path).load_model(), {}
         path = _file_in_folder(path)
-    with local_copy(path) as local:
-        kind = _detect_kind(local, path)
-        if kind == "keras":
-            yield "model", load_keras_file(local), {}
-            return
-        opened = open_npz(local) if kind == "npz" else open_safetensors(local)
-        with opened as arrays:
-            arrays.path = path
-            for format in FORMATS:
-                if format.matches(arrays.shapes):
-                    yield format, arrays, _read_metadata(path.parent) if kind != "npz" else {}
-                    return
-            names = ", ".join(list(arrays.shapes)[:5]) or "none"
-            raise InputError(
-                f"`path` must be {SUPPORTED}. Received: {path}, whose array names belong to no "
-                f"supported format: {names}, ..."
-            )
+    local = stack.enter_context(local_copy(path))
+    kind = _detect_kind(local, path)
+    if kind == "keras":
+        return "model", load_keras_file(local), {}
+    arrays = stack.enter_context(open_npz(local) if kind == "npz" else open_safetensors(local))
+    arrays.path = path
+    for format in FORMATS:
+        if format.matches(arrays.shapes):
+            return format, arrays, read_metadata(path.parent) if kind != "npz" else {}
+    names = ", ".join(list(arrays.shapes)[:5]) or "none"
+    raise InputError(
+        f"`path` must be {SUPPORTED}. Received: {path}, whose array names belong to no "
+        f"supported format: {names}, ..."
+    )
 
 
 def _file_in_folder(folder):
@@ -108,6 +110,12 @@ def _detect_kind(local, path):
         raise _pickle(path)
     if len(start) == 9 and start[8:] == b"{":
         return "safetensors"
+    if start.startswith(b"\x89HDF"):
+        raise InputError(
+            f"`path` must be {SUPPORTED}. Received: {path}, an HDF5 file. Read a .weights.h5 file "
+            "with `load_weights` of the Keras model that wrote it; Keras cannot load whole models "
+            'of this package from .h5. Save them with `model.save("NAME.keras")`.'
+        )
     raise InputError(
         f"`path` must be {SUPPORTED}. Received: {path}, which starts with the bytes {start[:8]!r}."
     )
@@ -119,20 +127,3 @@ def _pickle(path):
         "execute code when it is read. If you trust it, convert it to safetensors "
         "(safetensors.torch.save_file)."
     )
-
-
-def _read_metadata(folder):
-    """Returns the content of the JSON files beside an array file, merged into one dict."""
-    metadata = {}
-    for name in METADATA_FILES:
-        if (folder / name).exists():
-            try:
-                content = json.loads((folder / name).read_text())
-            except ValueError as error:
-                raise InputError(
-                    f"{name} must be JSON. Received: {folder / name} ({error})."
-                ) from error
-            if not isinstance(content, dict):
-                raise InputError(f"{name} must hold a JSON object. Received: {folder / name}.")
-            metadata.update(content.get("image_processor", content))
-    return metadata

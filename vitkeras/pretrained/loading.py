@@ -21,6 +21,7 @@ from vitkeras.models.config import (
     model_config,
 )
 from vitkeras.models.vit import VisionModel
+from vitkeras.pretrained.archives import parsing
 from vitkeras.pretrained.files import open_weights
 from vitkeras.pretrained.mapping import (
     INCEPTION_MEAN_STD,
@@ -157,7 +158,8 @@ def read_config(path: epath.PathLike) -> ViTConfig | ResNetConfig:
     with open_weights(path) as (kind, content, metadata):
         if kind == "model":
             return model_config(content)
-        return kind.read_spec(content, metadata, {}).config
+        with parsing(content.path):
+            return kind.read_spec(content, metadata, {}).config
 
 
 def _saved_config(path):
@@ -219,8 +221,10 @@ def _refuse_for_saved_models(**arguments):
 
 def _open_source(format, arrays, metadata, hints, mean_std):
     """Returns the spec of an array file, and its weights as a source that reads lazily."""
-    spec = format.read_spec(arrays, metadata, hints)
-    mappings, names = format.weight_map(spec), {}
+    with parsing(arrays.path):
+        spec = format.read_spec(arrays, metadata, hints)
+        mappings = format.weight_map(spec)
+    names = {}
     used, problems = set(), []
     for mapping in mappings:
         for name, shape in zip(mapping.names, mapping.expected_shapes, strict=True):
@@ -245,7 +249,7 @@ def _open_source(format, arrays, metadata, hints, mean_std):
     weights = {mapping.path: _LazyWeight(mapping, arrays) for mapping in mappings}
     mean_std = spec.mean_std if mean_std is None else mean_std
     if mean_std != INCEPTION_MEAN_STD:
-        _fold_normalization(weights, mean_std)
+        _fold_normalization(weights, mean_std, arrays.path)
     return spec, WeightSource(weights, spec.config, names)
 
 
@@ -268,7 +272,7 @@ class _LazyWeight:
         return value if dtype is None else value.astype(dtype)
 
 
-def _fold_normalization(weights, mean_std):
+def _fold_normalization(weights, mean_std, path):
     """Changes the patch projection to take images in [-1, 1] instead of normalized ones."""
     try:
         mean, std = (np.array(part, "float64").reshape(3) for part in mean_std)
@@ -278,7 +282,7 @@ def _fold_normalization(weights, mean_std):
     if not valid:
         raise InputError(
             "`mean_std` must be three means and three positive standard deviations, such as "
-            f"`vitkeras.pretrained.IMAGENET_MEAN_STD`. Received: mean_std={mean_std!r}."
+            f"`vitkeras.pretrained.IMAGENET_MEAN_STD`. Received: mean_std={mean_std!r} for {path}."
         )
     kernel, bias = weights[PATCH_KERNEL], weights[PATCH_BIAS]
 

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-from helpers.images import giant, photo
+from helpers.images import chunk, giant, photo
 from vitkeras import data
 
 CLASS_NAMES = [f"class {i}" for i in range(7)]
@@ -20,21 +20,16 @@ def encode(kind="JPEG", mode="RGB", height=60, width=50, seed=0, **options):
     return buffer.getvalue()
 
 
-def _chunk(name, content):
-    crc = struct.pack(">I", zlib.crc32(name + content))
-    return struct.pack(">I", len(content)) + name + content + crc
-
-
 def black_png(side, first=b""):
     """A black grayscale PNG file, with the chunk `first` before its header."""
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
-    pixels = _chunk(b"IDAT", zlib.compress(bytes((side + 1) * side), 9))
-    return b"\x89PNG\r\n\x1a\n" + first + header + pixels + _chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes((side + 1) * side), 9))
+    return b"\x89PNG\r\n\x1a\n" + first + header + pixels + chunk(b"IEND", b"")
 
 
 def _giant_png_with_late_header():
     """A PNG file of which the bytes at the usual position of the size declare 1x1 pixels."""
-    return black_png(10_500, _chunk(b"prVt", struct.pack(">II", 1, 1)))
+    return black_png(10_500, chunk(b"prVt", struct.pack(">II", 1, 1)))
 
 
 def _gif_with_giant_frame():

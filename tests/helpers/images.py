@@ -62,3 +62,24 @@ def odd_files(png):
         "bad_giant.png": giant("PNG"),
         "bad_giant.jpg": giant("JPEG"),
     }
+
+
+def chunk(name, content):
+    """Returns a chunk of a PNG."""
+    return struct.pack(">I", len(content)) + name + content + struct.pack(
+        ">I", zlib.crc32(name + content)
+    )  # fmt: skip
+
+
+def png_with_texts(image, count, kind=b"zTXt"):
+    """Returns a PNG with compressed texts of 7 MB before the pixels."""
+    text = zlib.compress(b"a" * 7_000_000)
+    content = b"k\0\0" + text if kind == b"zTXt" else b"k\0\1\0\0\0" + text
+    png = encode(image)
+    return png[:33] + chunk(kind, content) * count + png[33:]
+
+
+def repeat_last_scan(jpeg, count):
+    """Returns a progressive JPEG that has its last scan more often."""
+    last = jpeg.rindex(b"\xff\xda")
+    return jpeg[:-2] + jpeg[last:-2] * count + jpeg[-2:]

@@ -25,7 +25,7 @@ from helpers.exports import (
 )
 from tensorflow.python.tools import saved_model_cli
 
-from vitkeras.data.preprocessing import MAX_PIXELS
+from vitkeras.data.decoding import MAX_PIXELS
 from vitkeras.serving import replay
 
 TF219_PYTHON = os.environ.get("TF219_PYTHON")

@@ -1,9 +1,10 @@
 """Data sources, preprocessing, augmentation and batches. Needs TensorFlow on every backend."""
 
 from vitkeras.data.augmentation import CROPS, Augmentation
+from vitkeras.data.decoding import decode_image
 from vitkeras.data.folder import FolderSource
 from vitkeras.data.pipeline import evaluation_batches, steps_per_epoch, training_batches
-from vitkeras.data.preprocessing import Preprocessing, decode_image
+from vitkeras.data.preprocessing import Preprocessing
 from vitkeras.data.sources import open_source
 from vitkeras.data.splits import SPLITS, stratified_split
 from vitkeras.data.tfds import TFDSSource

@@ -9,8 +9,9 @@ import math
 import tensorflow as tf
 
 from vitkeras.arguments import check_choice, check_float, check_int, check_range
+from vitkeras.data.decoding import assert_bounded, jpeg_orientation
 from vitkeras.data.mixing import mix
-from vitkeras.data.preprocessing import Preprocessing, assert_max_pixels, jpeg_orientation
+from vitkeras.data.preprocessing import Preprocessing
 from vitkeras.data.randaugment import GRAY, rand_augment
 from vitkeras.data.sharding import HostShard
 
@@ -233,7 +234,7 @@ def _inception_crop(preprocessing, image_bytes, seed):
 
     def crop_jpeg():
         sides = tf.io.extract_jpeg_shape(image_bytes)[:2]
-        checked = assert_max_pixels(image_bytes, tf.reduce_prod(tf.cast(sides, tf.int64)))
+        checked = assert_bounded(image_bytes, tf.reduce_prod(tf.cast(sides, tf.int64)))
         shape = tf.concat([sides, [3]], 0)  # extract_jpeg_shape returns 4 channels for CMYK
         return tf.image.decode_and_crop_jpeg(checked, tf.stack(sample_box(shape)), channels=3)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from vitkeras.data.preprocessing import MAX_PIXELS, decode_image
+from vitkeras.data.decoding import MAX_PIXELS, decode_image
 from vitkeras.errors import InputError
 
 

@@ -14,15 +14,15 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from vitkeras.data.decoding import decode_image
 from vitkeras.data.images import decode_error, error_summary
-from vitkeras.data.preprocessing import decode_image
 from vitkeras.io.atomic import is_remote, write_file
 from vitkeras.io.progress import Progress
 
 #: Number of files after which the cache is written.
 CHUNK_SIZE = 100_000
 #: Version of the cache: a new one is needed when the decoder accepts other files.
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 
 
 def decode_files(

@@ -10,9 +10,9 @@ import tensorflow as tf
 from PIL import Image
 
 from vitkeras import data
+from vitkeras.data.decoding import jpeg_orientation, png_has_alpha
 from vitkeras.data.examples import InMemoryExamples, Source
 from vitkeras.data.images import decode_error
-from vitkeras.data.preprocessing import jpeg_orientation, png_has_alpha
 from vitkeras.data.sharding import exact_shard
 from vitkeras.preflight import report
 from vitkeras.preflight.report import CheckResult

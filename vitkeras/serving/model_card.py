@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import keras
 import tensorflow as tf
 
+from vitkeras.data.decoding import MAX_PIXELS, MAX_SCANNED_PIXELS, MAX_TEXT_CHUNKS
 from vitkeras.data.folder_listing import printable
-from vitkeras.data.preprocessing import MAX_PIXELS, Preprocessing
+from vitkeras.data.preprocessing import Preprocessing
 
 
 def format_model_card(
@@ -75,9 +76,10 @@ def format_model_card(
 
 {_format_table(("Signature", "Input", "Outputs"), signature_rows)}
 
-An image that is not a complete JPEG or PNG file, or that declares more than {MAX_PIXELS:,} pixels,
-gets `valid` false, scores and features 0, label ids -1 and empty class names. The other images of
-the request are not affected.
+An image that is not a complete JPEG or PNG file, that declares more than {MAX_PIXELS:,} pixels, a
+JPEG with more than {MAX_SCANNED_PIXELS:,} pixels times scans, or a PNG with more than
+{MAX_TEXT_CHUNKS} compressed text chunks gets `valid` false, scores and features 0, label ids -1 and
+empty class names. The other images of the request are not affected.
 
 ## Classes
 

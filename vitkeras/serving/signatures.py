@@ -5,12 +5,8 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from vitkeras.data.preprocessing import (
-    MAX_PIXELS,
-    Preprocessing,
-    assert_jpeg_or_png,
-    declared_pixels,
-)
+from vitkeras.data.decoding import MAX_PIXELS, assert_jpeg_or_png, declared_pixels
+from vitkeras.data.preprocessing import Preprocessing
 
 #: Images of a request that are decoded in parallel.
 NUM_PARALLEL = 8

@@ -184,7 +184,7 @@ def test_junk_is_ignored_and_every_other_file_is_used_or_listed(tmp_path):
         "dog/caf\\xe9.png", "cat/new\\nline.webp",
     }  # fmt: skip
     assert "No such file" in reasons["cat/link.jpg"] and "regular" in reasons["dog/pipe.jpg"]
-    assert reasons["cat/x.BMP"] == ".bmp files are not read; convert it to JPEG or PNG"
+    assert reasons["cat/x.BMP"] == ".bmp files are not read; convert it to JPEG, PNG or WebP"
     assert "UTF-8" in reasons["dog/caf\\xe9.png"]
     assert sorted(source.other_files) == ["dog/README", "dog/notes.txt"]
 

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from helpers.images import encode, odd_files, photo
@@ -16,6 +18,9 @@ def test_read_file(tmp_path):
         read_file(tmp_path / "missing.png")
     with pytest.raises(InputError, match=f"{tmp_path} .Is a directory"):
         read_file(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(InputError, match="pipe.jpg, a named pipe"):
+        read_file(tmp_path / "pipe.jpg")
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("bad")])
@@ -30,7 +35,9 @@ def test_odd_images_are_decoded(name):
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("bad")])
 def test_a_file_that_is_not_a_complete_image_is_named(name):
     for decode in (decode_file, check_decodable):
-        with pytest.raises(InputError, match=f"complete JPEG or PNG.*{name}, {len(FILES[name])} b"):
+        with pytest.raises(
+            InputError, match=f"complete JPEG, PNG or WebP.*{name}, {len(FILES[name])} b"
+        ):
             decode(name, FILES[name])
     reason = decode_error(FILES[name])
     assert reason and "\n" not in reason and "{{" not in reason

@@ -193,7 +193,7 @@ def test_an_image_that_becomes_unreadable_stops_the_run(tmp_path):
     model.compile("sgd", training.SmoothedCrossEntropy())
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
-    match = r"could not be read \(.*not a JPEG or PNG file.*vitkeras preflight"
+    match = r"could not be read \(.*not a JPEG, PNG or WebP image.*vitkeras preflight"
     with pytest.raises(RunError, match=match):
         with exclusive_run(run, model.distribute_strategy):
             model.fit(batches, verbose=0, shuffle=False)

@@ -48,13 +48,16 @@ GOOD = {
     "16 bit PNG": encode("PNG", "I;16"), "palette PNG": encode("PNG", "P"),
     "PNG of the model's size": encode("PNG", height=SIZE[0], width=SIZE[1]),
 }  # fmt: skip
+#: Valid where TensorFlow is 2.20 or later.
+WEBP = encode("WEBP")
 BAD = {
     "empty": b"", "one byte": b"\xff", "garbage": b"this is not an image, not at all" * 9,
     "garbage after a JPEG signature": JPEG[:3] + b"garbage" * 20,
     "garbage after a PNG signature": PNG[:8] + b"garbage" * 20,
     "JPEG truncated in the header": JPEG[:40], "truncated JPEG": JPEG[: len(JPEG) // 2],
     "PNG truncated in the header": PNG[:20], "truncated PNG": PNG[: len(PNG) // 2],
-    "BMP": encode("BMP"), "GIF": encode("GIF", "P"), "WebP": encode("WEBP"),
+    "BMP": encode("BMP"), "GIF": encode("GIF", "P"),
+    "animated WebP": encode("WEBP", save_all=True, append_images=[photo(60, 50, seed=1)]),
     "TIFF": encode("TIFF"), "PPM": encode("PPM"),
     "giant JPEG": giant("JPEG"), "giant PNG": giant("PNG"),
     "GIF with a giant frame": _gif_with_giant_frame(),

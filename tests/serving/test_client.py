@@ -161,7 +161,7 @@ def test_predict_with_a_server_equals_predict_with_the_export(
             assert abs(one["probability"] - other["probability"]) < 1e-5
     assert [x["valid"] for x in remote] == [True, True, False, True, True]
     assert len({x["top"][0]["probability"] for x in remote if x["valid"]}) == 4
-    assert "2.png: not a complete JPEG or PNG file" in err
+    assert "2.png: not a complete JPEG, PNG or WebP file" in err
 
 
 @both_protocols

@@ -19,6 +19,7 @@ from helpers.exports import (
     PNG,
     PNG_PIXELS,
     PREPROCESSING,
+    WEBP,
     black_png,
     check_bad,
     check_good,
@@ -36,10 +37,11 @@ def test_valid_and_invalid_files(exported, serve, live, signature):
     single = [[content] for content in (*GOOD.values(), *BAD.values())]
     between = [[JPEG, content, PNG] for content in BAD.values()]
     mixed = [x for pair in zip(BAD.values(), [*GOOD.values()] * 2, strict=True) for x in pair]
-    answers, _ = serve(exported, signature, [*single, *between, mixed, []])
+    answers, _ = serve(exported, signature, [*single, *between, mixed, [WEBP], []])
     assert [answer["code"] for answer in answers] == [0] * len(answers)
-    single, between = answers[: len(single)], answers[len(single) : -2]
-    mixed, empty = answers[-2:]
+    single, between = answers[: len(single)], answers[len(single) : -3]
+    mixed, webp, empty = answers[-3:]
+    check_good(webp, 0, live(WEBP))
     for answer, content in zip(single, GOOD.values(), strict=False):
         check_good(answer, 0, live(content))
     for answer in single[len(GOOD) :]:
@@ -61,7 +63,9 @@ def test_valid_and_invalid_files(exported, serve, live, signature):
 
 
 def test_wrong_dtypes_and_ranks_are_invalid_arguments(exported, serve):
-    bytes_rule = "`image_bytes` must be strings of shape (b,), each a complete JPEG or PNG file."
+    bytes_rule = (
+        "`image_bytes` must be strings of shape (b,), each a complete JPEG, PNG or WebP file."
+    )
     cases = [
         ("serving_default", np.zeros((2,), "f4"), "to be string but float is provided"),
         ("serving_default", np.array(JPEG, object), f"{bytes_rule} Received shape:] []"),
@@ -145,7 +149,7 @@ def test_saved_model_cli_shows_and_runs_an_export(exported, live, tmp_path, caps
 @pytest.mark.skipif(not TF219_PYTHON, reason="TF219_PYTHON names no Python, as .ci/run does")
 def test_outputs_are_the_same_under_tensorflow_2_19(exported, tmp_path):
     with tf.io.TFRecordWriter(str(tmp_path / "samples")) as writer:
-        for content in (*GOOD.values(), *BAD.values()):
+        for content in (*GOOD.values(), *BAD.values(), WEBP):
             writer.write(content)
     outputs = {}
     for name, python in {"old": TF219_PYTHON, "new": sys.executable}.items():
@@ -161,6 +165,8 @@ def test_outputs_are_the_same_under_tensorflow_2_19(exported, tmp_path):
     assert version.startswith(b"2.19.")
     assert set(outputs["old"]) == set(outputs["new"])
     for name, values in outputs["new"].items():
-        np.testing.assert_allclose(outputs["old"][name], values, atol=1e-5, err_msg=name)
+        old, new = (each[:-1] if len(each) > 1 else each for each in (outputs["old"][name], values))
+        np.testing.assert_allclose(old, new, atol=1e-5, err_msg=name)
     expected = [True] * len(GOOD) + [False] * len(BAD)
-    assert outputs["old"]["serving_default/valid"].tolist() == expected
+    for name, webp in {"old": False, "new": True}.items():
+        assert outputs[name]["serving_default/valid"].tolist() == [*expected, webp]

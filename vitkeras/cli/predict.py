@@ -77,7 +77,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
         top = [{"class": name, "probability": float(score)} for name, score in pairs]
         predictions.append({"image": path, "valid": answer is not None, "top": top})
         line = ", ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in top)
-        print(f"{path}: {line or 'not a complete JPEG or PNG file'}", file=sys.stderr)
+        print(f"{path}: {line or 'not a complete JPEG, PNG or WebP file'}", file=sys.stderr)
     return {"predictions": predictions}
 
 

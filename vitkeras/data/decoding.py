@@ -1,4 +1,7 @@
-"""Decoding of JPEG and PNG files to RGB in TensorFlow, within bounds of memory and time."""
+"""Decoding of JPEG, PNG and WebP to RGB in TensorFlow, within bounds of memory and time.
+
+The graph loads in every TensorFlow; those before 2.20 refuse WebP files when it is executed.
+"""
 
 import tensorflow as tf
 
@@ -11,6 +14,8 @@ EXIF_NUMBER = int.from_bytes(b"Exif\0\0")
 WHITE = (255, 255, 255)
 #: Pixels that are composited at a time.
 BLOCK_PIXELS = 2**22
+#: Flags in the header of a WebP file.
+WEBP_ANIMATION, WEBP_ALPHA = 2, 16
 #: Maximum of pixels times scans of a JPEG, each of which is a pass over all pixels; progressive
 #: files have about ten scans.
 MAX_SCANNED_PIXELS = 16 * MAX_PIXELS
@@ -24,10 +29,10 @@ def decode_image(
     background: tuple[int, int, int] = WHITE,
     exif_orientation: bool = True,
 ) -> tf.Tensor:
-    """Decodes a JPEG or PNG of any mode to RGB.
+    """Decodes a JPEG, PNG or WebP of any mode to RGB.
 
-    Grayscale is repeated over the channels, and 16 bits are reduced to 8. Other formats are
-    refused: what TensorFlow decodes depends on its version.
+    Grayscale is repeated over the channels, and 16 bits are reduced to 8. Other formats and
+    animations are refused: what TensorFlow decodes depends on its version.
 
     Args:
         image_bytes: Scalar string.
@@ -40,7 +45,7 @@ def decode_image(
         tf.errors.InvalidArgumentError: If the bytes are no such image, or the header declares more
             than `MAX_PIXELS`.
     """
-    image_bytes = assert_jpeg_or_png(image_bytes)
+    image_bytes = assert_supported(image_bytes)
     num_pixels = declared_pixels(image_bytes) if num_pixels is None else num_pixels
     image_bytes = assert_bounded(image_bytes, num_pixels)
 
@@ -48,17 +53,44 @@ def decode_image(
         image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
         return orient(image, jpeg_orientation(image_bytes)) if exif_orientation else image
 
-    def opaque_png():
+    def opaque():
         return tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
 
-    def transparent_png():
+    def transparent():
         image = tf.io.decode_image(image_bytes, channels=4, expand_animations=False)
         return composite(image, background)
 
-    def png():
-        return tf.cond(png_has_alpha(image_bytes), transparent_png, opaque_png)
+    def png_or_webp():
+        return tf.cond(has_alpha(image_bytes), transparent, opaque)
 
-    return tf.ensure_shape(tf.cond(tf.io.is_jpeg(image_bytes), jpeg, png), (None, None, 3))
+    image = tf.cond(tf.io.is_jpeg(image_bytes), jpeg, png_or_webp)
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def has_alpha(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Returns whether a PNG or WebP may have transparent pixels, bool.
+
+    Args:
+        image_bytes: Scalar string.
+    """
+
+    def webp():
+        flags, header = tf.unstack(_numbers(image_bytes, 20, (1, 4)))
+        lossless = _has(image_bytes, b"VP8L", 12) & (header // 2**28 % 2 == 1)
+        return lossless | (_has(image_bytes, b"VP8X", 12) & (flags // WEBP_ALPHA % 2 == 1))
+
+    return tf.cond(is_webp(image_bytes), webp, lambda: png_has_alpha(image_bytes))
+
+
+def _has(image_bytes, text, position=0):
+    """Returns whether a string has a text at a position; shorter strings do not."""
+    padded = image_bytes + tf.constant(b"\0" * 32)
+    return tf.strings.substr(padded, position, len(text)) == text
+
+
+def is_webp(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Returns whether a scalar string starts as a WebP file does, bool."""
+    return _has(image_bytes, b"RIFF") & _has(image_bytes, b"WEBP", 8)
 
 
 def png_has_alpha(image_bytes: tf.Tensor) -> tf.Tensor:
@@ -183,20 +215,30 @@ def jpeg_orientation(image_bytes: tf.Tensor) -> tf.Tensor:
     return tf.cast(found, tf.int32)
 
 
-def assert_jpeg_or_png(content: tf.Tensor) -> tf.Tensor:
-    """Returns a scalar string; fails when executed unless it starts as a JPEG or PNG file does.
+def assert_supported(content: tf.Tensor) -> tf.Tensor:
+    """Returns a scalar string; fails when executed unless it starts as a supported image does.
 
-    A PNG file whose first chunk is not IHDR is refused: `declared_pixels` would read a wrong size.
+    A PNG file whose first chunk is not IHDR is refused, as is a WebP file with another first chunk
+    than those of images: `declared_pixels` would read a wrong size.
     """
-
-    def has(magic, position=0):
-        padded = content + tf.constant(b"\0" * 16)
-        return tf.strings.substr(padded, position, len(magic)) == magic
-
-    valid = has(b"\xff\xd8\xff") | (has(b"\x89PNG\r\n\x1a\n") & has(b"IHDR", position=12))
-    check = tf.debugging.Assert(valid, ["not a JPEG or PNG file"])
+    is_png = _has(content, b"\x89PNG\r\n\x1a\n") & _has(content, b"IHDR", 12)
+    flags = _numbers(content, 20, (1,))[0]
+    is_still = _has(content, b"VP8 ", 12) | _has(content, b"VP8L", 12)
+    is_still |= _has(content, b"VP8X", 12) & (flags // WEBP_ANIMATION % 2 == 0)
+    valid = _has(content, b"\xff\xd8\xff") | is_png | (is_webp(content) & is_still)
+    check = tf.debugging.Assert(valid, ["not a JPEG, PNG or WebP image"])
     with tf.control_dependencies([] if check is None else [check]):
         return tf.identity(content)
+
+
+def _numbers(image_bytes, begin, lengths):
+    """Returns little-endian integers of some lengths that follow each other, int64."""
+    padded = image_bytes + tf.constant(b"\0" * 32)
+    text = tf.strings.substr(padded, begin, sum(lengths))
+    digits = tf.cast(tf.io.decode_raw(text, tf.uint8), tf.int64)
+    powers = 256 ** tf.concat([tf.range(n, dtype=tf.int64) for n in lengths], 0)
+    parts = tf.split(digits * powers, list(lengths))
+    return tf.stack([tf.reduce_sum(part) for part in parts])
 
 
 def assert_bounded(image_bytes: tf.Tensor, num_pixels: tf.Tensor) -> tf.Tensor:
@@ -245,7 +287,7 @@ def count(text: tf.Tensor, pattern: bytes) -> tf.Tensor:
 
 
 def declared_pixels(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Returns height times width from the header of a JPEG or PNG, int64; 0 for other formats.
+    """Returns height times width from the header of an image, int64; 0 for other formats.
 
     Args:
         image_bytes: Scalar string.
@@ -263,9 +305,22 @@ def declared_pixels(image_bytes: tf.Tensor) -> tf.Tensor:
     def png():
         return tf.stack([png_side(16), png_side(20)])
 
-    is_png = tf.strings.substr(image_bytes + tf.constant(b"\0" * 4), 0, 4) == b"\x89PNG"
+    def webp():
+        lossless = _numbers(image_bytes, 21, (4,))[0]
+        return tf.case(
+            [
+                (_has(image_bytes, b"VP8 ", 12), lambda: _numbers(image_bytes, 26, (2, 2)) % 2**14),
+                (
+                    _has(image_bytes, b"VP8L", 12),
+                    lambda: tf.stack([lossless, lossless // 2**14]) % 2**14 + 1,
+                ),
+            ],
+            default=lambda: _numbers(image_bytes, 24, (3, 3)) + 1,
+        )
+
+    is_png = _has(image_bytes, b"\x89PNG")
     sides = tf.case(
-        [(tf.io.is_jpeg(image_bytes), jpeg), (is_png, png)],
+        [(tf.io.is_jpeg(image_bytes), jpeg), (is_png, png), (is_webp(image_bytes), webp)],
         default=lambda: tf.zeros((2,), tf.int64),
         exclusive=False,
     )

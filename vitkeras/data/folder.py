@@ -22,7 +22,7 @@ from vitkeras.errors import InputError
 
 
 class FolderSource:
-    """A folder of JPEG and PNG images with one sub-folder per class.
+    """A folder of JPEG, PNG and WebP images with one sub-folder per class.
 
     If the folder has train/ and test/ (and optionally validation/), in any case and with the names
     of `folder_listing.SPLIT_FOLDERS`, these are the splits, and a missing validation split is 10 %

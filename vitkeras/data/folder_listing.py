@@ -12,11 +12,10 @@ from vitkeras.errors import InputError
 from vitkeras.io.atomic import is_remote
 
 #: Suffixes of the files that are read. The format is detected from their contents.
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp")
 #: Suffixes of images in formats that are not read. Such files count as bad images.
 OTHER_IMAGES = (
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".svg", ".tif", ".tiff",
-    ".webp",
 )  # fmt: skip
 #: Files and folders of operating systems, in lower case. Names that start with a dot are ignored
 #: too.
@@ -86,7 +85,7 @@ def list_classes(folder: str) -> Listing:
             elif suffix in SUFFIXES:
                 listing.bad.append((printable(file), "the name is not UTF-8; rename the file"))
             elif suffix in OTHER_IMAGES:
-                reason = f"{suffix} files are not read; convert it to JPEG or PNG"
+                reason = f"{suffix} files are not read; convert it to JPEG, PNG or WebP"
                 listing.bad.append((printable(file), reason))
             else:
                 listing.other.append(printable(file))

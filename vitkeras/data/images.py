@@ -1,6 +1,8 @@
 """Image files that a user names: reading, decoding and the reasons for failures."""
 
+import os
 import re
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ def read_file(path: str | Path) -> bytes:
         InputError: If it cannot be read.
     """
     try:
+        if stat.S_ISFIFO(os.stat(path).st_mode):
+            raise InputError(f"An image must be a file. Received: {path}, a named pipe.")
         return Path(path).read_bytes()
     except OSError as error:
         raise InputError(
@@ -39,7 +43,7 @@ def decode_file(path: str | Path, content: bytes) -> np.ndarray:
         return decode_image(tf.constant(content)).numpy()
     except tf.errors.InvalidArgumentError as error:
         raise InputError(
-            f"An image must be a complete JPEG or PNG file of at most {MAX_PIXELS:,} "
+            f"An image must be a complete JPEG, PNG or WebP file of at most {MAX_PIXELS:,} "
             f"pixels. Received: {path}, {len(content)} bytes ({error_summary(error)})."
         ) from error
 

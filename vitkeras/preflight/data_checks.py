@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from vitkeras import data
-from vitkeras.data.decoding import jpeg_orientation, png_has_alpha
+from vitkeras.data.decoding import has_alpha, jpeg_orientation
 from vitkeras.data.examples import InMemoryExamples, Source
 from vitkeras.data.images import decode_error
 from vitkeras.data.sharding import exact_shard
@@ -69,7 +69,7 @@ def decode_sample(source: Source, count: int | None) -> Sample:
             if tf.io.is_jpeg(content):
                 num_rotated += int(jpeg_orientation(content)) != 1
             else:
-                num_transparent += bool(png_has_alpha(content))
+                num_transparent += bool(has_alpha(content))
     bad = [*source.bad_images, *sample.bad]
     return sample._replace(bad=bad, num_transparent=num_transparent, num_rotated=num_rotated)
 

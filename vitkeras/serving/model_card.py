@@ -56,7 +56,7 @@ def format_model_card(
     )
     feature_dim = model.get_layer("head").input.shape[-1]
     signatures = {
-        "serving_default": ("`image_bytes`: string `(b,)`, JPEG or PNG files", outputs),
+        "serving_default": ("`image_bytes`: string `(b,)`, JPEG, PNG or WebP files", outputs),
         "pixels": ("`pixels`: uint8 `(b, h, w, 3)`, any h and w", "as `serving_default`"),
         "pixels_float": ("`pixels`: float32 `(b, h, w, 3)`, 0 to 255", "as `serving_default`"),
         "features": (
@@ -76,10 +76,11 @@ def format_model_card(
 
 {_format_table(("Signature", "Input", "Outputs"), signature_rows)}
 
-An image that is not a complete JPEG or PNG file, that declares more than {MAX_PIXELS:,} pixels, a
-JPEG with more than {MAX_SCANNED_PIXELS:,} pixels times scans, or a PNG with more than
+An image that is not a complete JPEG, PNG or WebP file, that declares more than {MAX_PIXELS:,}
+pixels, a JPEG with more than {MAX_SCANNED_PIXELS:,} pixels times scans, or a PNG with more than
 {MAX_TEXT_CHUNKS} compressed text chunks gets `valid` false, scores and features 0, label ids -1 and
-empty class names. The other images of the request are not affected.
+empty class names. The other images of the request are not affected. Animations are refused, and
+servers with a TensorFlow before 2.20 refuse all WebP files.
 
 ## Classes
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from vitkeras.data.decoding import MAX_PIXELS, assert_jpeg_or_png, declared_pixels
+from vitkeras.data.decoding import MAX_PIXELS, assert_supported, declared_pixels
 from vitkeras.data.preprocessing import Preprocessing
 
 #: Images of a request that are decoded in parallel.
@@ -20,7 +20,8 @@ def decode_batch(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes and resizes images. An invalid image affects neither the others nor the request.
 
-    Complete JPEG and PNG files of any mode are decoded, with the code of training and evaluation.
+    Complete JPEG, PNG and WebP files of any mode are decoded, with the code of training and
+    evaluation.
 
     Args:
         preprocessing: Preprocessing of the run.
@@ -36,7 +37,7 @@ def decode_batch(
         return preprocessing.evaluation_image(content, num_pixels)
 
     def decode_small(index, content):
-        content = assert_jpeg_or_png(content)
+        content = assert_supported(content)
         num_pixels = declared_pixels(content)
         image = tf.cond(
             num_pixels <= MAX_PARALLEL_PIXELS, lambda: decode(content, num_pixels), lambda: blank
@@ -122,7 +123,7 @@ def make_signatures(
         tf.TensorSpec((None, None, None, 3), dtype, name="pixels")
         for dtype in (tf.uint8, tf.float32)
     )
-    bytes_rule = "strings of shape (b,), each a complete JPEG or PNG file"
+    bytes_rule = "strings of shape (b,), each a complete JPEG, PNG or WebP file"
     pixels_rule = "of shape (b, h, w, 3), values 0 to 255"
 
     def decode(image_bytes):

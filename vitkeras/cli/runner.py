@@ -88,9 +88,10 @@ def _set_up_logging():
 
 
 def _is_own_or_error(record):
-    """Returns whether a message is of this project, not progress of TensorFlow Datasets."""
-    others = "site-packages/tensorflow_datasets/"
-    return record.levelno >= python_logging.ERROR or others not in record.pathname
+    """Returns whether a message is of this project, not progress of TensorFlow or its data sets."""
+    if "site-packages/tensorflow_datasets/" in record.pathname:
+        return record.levelno >= python_logging.ERROR
+    return record.levelno >= python_logging.WARNING or "/tensorflow/" not in record.pathname
 
 
 class _Formatter(python_logging.Formatter):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import zipfile
 from collections.abc import Iterator
 
@@ -24,6 +25,17 @@ SUPPORTED = (
 METADATA_FILES = ("config.json", "processor_config.json", "preprocessor_config.json")
 
 
+def check_path(path: epath.PathLike) -> epath.PathLike:
+    """Returns a path.
+
+    Raises:
+        InputError: If it is neither a string nor a path.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"`path` must be {SUPPORTED}. Received: {path!r:.80}.")
+    return path
+
+
 @contextlib.contextmanager
 def open_weights(path: epath.PathLike) -> Iterator[tuple]:
     """Opens weights; the format is detected from the contents.
@@ -37,6 +49,7 @@ def open_weights(path: epath.PathLike) -> Iterator[tuple]:
     Raises:
         InputError: If the path does not exist, or the format is not supported.
     """
+    path = check_path(path)
     scheme, colon, _ = str(path).partition("://")
     if colon and scheme not in ("gs", "s3", "file"):
         raise InputError(

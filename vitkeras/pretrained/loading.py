@@ -23,7 +23,7 @@ from vitkeras.models.config import (
     model_config,
 )
 from vitkeras.models.vit import VisionModel
-from vitkeras.pretrained.files import open_weights
+from vitkeras.pretrained.files import check_path, open_weights
 from vitkeras.pretrained.mapping import (
     INCEPTION_MEAN_STD,
     PATCH_BIAS,
@@ -153,7 +153,7 @@ def read_config(path: epath.PathLike) -> ViTConfig | ResNetConfig:
     Raises:
         InputError: (a ValueError) As `from_pretrained`.
     """
-    saved = _saved_config(epath.Path(path))
+    saved = _saved_config(epath.Path(check_path(path)))
     if saved is not None:
         return saved
     with open_weights(path) as (kind, content, metadata):

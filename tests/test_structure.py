@@ -16,7 +16,7 @@ ALLOWED = {
     "models": {"keras_internals", "layers", "trainers"},
     "io": {"models"},
     "pretrained": {"io", "layers", "models"},
-    "data": {"io"},
+    "data": {"io", "keras_internals"},
     "training": {"io", "keras_internals", "models"},
     "evaluation": {"models"},
     "interpret": {"io", "layers", "models"},

@@ -72,9 +72,9 @@ def test_commands_take_any_names(tmp_path):
     assert [each["image"] for each in predicted["predictions"]] == images
     assert {entry["class"] for entry in predicted["predictions"][0]["top"]} == set(CLASSES)
     assert len(error.splitlines()) == len(images)
-    for number, name in enumerate(CLASSES):
+    for number, name in ((0, CLASSES[0]), (1, CLASSES[3])):
         folder = tmp_path / f"explained{number}"
-        result("explain", run, f"--output={folder}", f"--class={name}", *images)
+        result("explain", run, f"--output={folder}", f"--class={name}", *images[4:6])
         page = (folder / "index.html").read_text()
         assert "<script>" not in page and "&lt;script&gt;.png" in page
         assert sorted(path.name for path in folder.glob("rollout_*"))[0] == "rollout_01.png"

@@ -188,6 +188,32 @@ def warn_of_inexact_training(training):
             return
 
 
+def tf_data_debug_mode():
+    """Returns whether `tf.data.experimental.enable_debug_mode` was called."""
+    from tensorflow.python.data.ops import debug_mode
+
+    return debug_mode.DEBUG_MODE
+
+
+def limit_connection_time(cluster, seconds):
+    """Limits the time that `MultiWorkerMirroredStrategy` waits for the hosts of a `ClusterSpec`."""
+    from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+    from tensorflow.python.distribute import multi_worker_util
+    from tensorflow.python.eager import context
+
+    context.context().configure_coordination_service(
+        "standalone",
+        multi_worker_util.coordination_leader(cluster),
+        cluster_register_timeout_in_ms=int(1000 * seconds),
+        coordinated_jobs=[  # as the strategy does
+            coordination_config_pb2.CoordinatedJob(name=job, num_tasks=cluster.num_tasks(job))
+            for job in ("chief", "worker")
+            if job in cluster.jobs
+        ],
+    )
+    context.context().coordination_service.cluster_register_with_barrier = True
+
+
 def xla_optimization_barrier(tensors):
     """Returns the same tensors; XLA moves no operation across."""
     from tensorflow.compiler.tf2xla.ops import gen_xla_ops

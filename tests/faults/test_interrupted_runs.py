@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -215,6 +216,82 @@ def test_two_hosts_resume_after_one_is_lost_and_equal_one_device(data_dir, tmp_p
     for row, expected_row in zip(*(table[1:] for table in tables), strict=True):
         for cell, other in zip(row, expected_row, strict=True):
             assert cell == other == "" or abs(float(cell) - float(other)) < 1e-4
+
+
+#: Runs a command. Host 1 has another version of Keras, or is killed at a moment.
+HOST = """
+import os, signal
+from vitkeras.cli import from_config, main
+from vitkeras.training import strategy
+
+check_same_on_hosts, installed_versions = strategy.check_same_on_hosts, strategy.installed_versions
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def check_config(strategy, values, rule):
+    die() if "config" in values else check_same_on_hosts(strategy, values, rule)
+
+if {host}:
+    MOMENT
+main.console_main()
+"""
+MOMENTS = {
+    "versions": "strategy.installed_versions = lambda: installed_versions() | {'keras': '3.0.0'}",
+    "killed before the versions are compared": "strategy.check_same_versions = die",
+    "killed before the data are opened": "from_config.open_source = die",
+    "killed before the model is built": "from_config.build_model = die",
+    "killed before the configs are compared": "strategy.check_same_on_hosts = check_config",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_hosts_with_other_versions_or_lost_before_training_end_with_a_sentence(
+    moment, data_dir, tmp_path
+):
+    arguments = train_arguments(tmp_path / "run", data_dir, strategy="multi_worker", batch_size=128)
+    hosts = start_hosts(2, "-c", HOST.replace("MOMENT", MOMENTS[moment]), *arguments)
+    (code, _, error), (other_code, _, other_error) = finish_hosts(hosts, timeout=120)
+    assert "Traceback" not in error, error
+    if moment == "versions":
+        for text in (error, other_error):
+            assert "same versions of packages and Python. Received: hosts that differ in" in text
+        assert code == other_code == 2 and "keras (3.0.0 here)" in other_error
+    else:
+        assert other_code == -signal.SIGKILL
+        assert code == 1 and "Another host was lost" in error, error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_host_that_waits_for_another_one_ends_after_its_time_or_a_signal(
+    index, data_dir, tmp_path
+):
+    arguments = train_arguments(tmp_path / "run", data_dir, strategy="multi_worker")
+    workers = ["127.0.0.1:0", "127.0.0.1:0"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        workers[index] = f"127.0.0.1:{free.getsockname()[1]}"
+    with socket.socket() as closed:  # bound, but not listening
+        closed.bind(("127.0.0.1", 0))
+        missing = workers[1 - index] = f"127.0.0.1:{closed.getsockname()[1]}"
+        task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        environment = {**os.environ, "TF_CONFIG": json.dumps(task)}
+        process = start(arguments, env=environment | {"VITKERAS_CONNECT_SECONDS": "12"})
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 1 and "Traceback" not in error, error
+        assert f"Waiting for the hosts {missing} in TF_CONFIG, 0 of 12 seconds." in error
+        assert f"Waiting for the hosts {missing} in TF_CONFIG, 10 of 12 seconds." in error
+        assert "error: All hosts in TF_CONFIG must start within 12 seconds." in error
+        for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)):
+            process = start(arguments, env=environment)
+            try:
+                read_until(process, f"Waiting for the hosts {missing}")
+                process.send_signal(number)
+                _, error = process.communicate(timeout=30)
+            finally:
+                process.kill()
+            assert process.returncode == expected and "Traceback" not in error, error
 
 
 @pytest.mark.slow

@@ -60,6 +60,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     from etils import epath
 
     from vitkeras import interpret
+    from vitkeras.data.folder_listing import printable
     from vitkeras.data.images import check_decodable, read_file
     from vitkeras.interpret.report import MAX_SHOWN, Report, plural
     from vitkeras.io.atomic import write_directory
@@ -85,8 +86,9 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     originals = [preprocessing.decode(each).numpy() for each in contents[:MAX_SHOWN]]
     images = np.stack([preprocessing.evaluation_image(each).numpy() for each in contents])
 
-    model_name = f"{name} ({model.name})"
-    file_names = [epath.Path(path).name for path in arguments]
+    model_name = printable(f"{name} ({model.name})")
+    file_names = [printable(epath.Path(path).name) for path in arguments]
+    class_names = None if class_names is None else list(map(printable, class_names))
     report = Report(model, model_name, file_names, originals, images)
     report.add_filters()
     report.add_positions()

@@ -56,6 +56,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
         )
     if not arguments:
         raise InputError("At least one image file must follow the flags. Received: none.")
+    from vitkeras.data.folder_listing import printable
     from vitkeras.data.images import check_decodable, read_file
 
     contents = [read_file(path) for path in arguments]
@@ -77,7 +78,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
         top = [{"class": name, "probability": float(score)} for name, score in pairs]
         predictions.append({"image": path, "valid": answer is not None, "top": top})
         line = ", ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in top)
-        print(f"{path}: {line or 'not a complete JPEG, PNG or WebP file'}", file=sys.stderr)
+        line = printable(f"{path}: {line or 'not a complete JPEG, PNG or WebP file'}")
+        print(line, file=sys.stderr)
     return {"predictions": predictions}
 
 

@@ -36,7 +36,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     from vitkeras.cli.config_validation import validate
     from vitkeras.io.run_directory import RunDirectory
     from vitkeras.training.loop import host_errors
-    from vitkeras.training.strategy import make_strategy
+    from vitkeras.training.strategy import check_same_versions, make_strategy
 
     config, run = flags.config, RunDirectory(flags.workdir)
     if flags.smoke:
@@ -44,6 +44,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     validate(config, run)
     strategy = make_strategy(config.strategy)
     with host_errors(strategy):
+        check_same_versions(strategy)
         return _train(config, run, strategy, flags.smoke)
 
 
@@ -93,7 +94,10 @@ def _train(config, run, strategy, smoke):
         kept_model = model.from_config(model.get_config())
         evaluator = make_evaluator(kept_model)
     record = (config.to_dict(), source.class_names, preprocessing.to_json(), source.fingerprint())
-    check_same_on_hosts(strategy, record)
+    names = ("config", "class names", "preprocessing", "data")
+    check_same_on_hosts(
+        strategy, dict(zip(names, record, strict=True)), "the same config and the same data"
+    )
     if chief:
         run.create(*record)
     trainable = sum(math.prod(variable.shape) for variable in model.trainable_variables)

@@ -7,6 +7,7 @@ from vitkeras.data.examples import Source
 from vitkeras.data.preprocessing import Preprocessing
 from vitkeras.data.sharding import HostShard, exact_shard
 from vitkeras.errors import InputError
+from vitkeras.keras_internals import tf_data_debug_mode
 
 # The functions below use no Python control flow on tensors. Without the conversion by AutoGraph, a
 # pipeline with RandAugment starts several seconds earlier.
@@ -62,6 +63,11 @@ def training_batches(
         are int32 `(b,)`, or float32 `(b, classes)` if the augmentation mixes images. Each epoch has
         `steps_per_epoch` batches; the remaining examples are dropped.
     """
+    if tf_data_debug_mode():
+        raise InputError(
+            "`tf.data.experimental.enable_debug_mode` must not be used with `training_batches`: "
+            "TensorFlow loses the functions of nested data sets in it. Received: debug mode."
+        )
     steps, num_classes = steps_per_epoch(source, batch_size), len(source.class_names)
     examples = source.examples("train")
     shard = HostShard.for_batches(batch_size, examples.max_groups, host, num_hosts)

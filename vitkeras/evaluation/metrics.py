@@ -5,6 +5,9 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from vitkeras.errors import InputError
+from vitkeras.models.config import check_model
+
 
 def make_evaluator(model: keras.Model) -> Callable[..., dict[str, float]]:
     """Returns a function that computes the metrics of a model.
@@ -18,7 +21,16 @@ def make_evaluator(model: keras.Model) -> Callable[..., dict[str, float]]:
         A function of a (distributed) dataset of (images, labels, weights), as `evaluation_batches`
         makes it, that returns `{"accuracy": ..., "loss": ..., "examples": ...}`; the loss is the
         cross-entropy in nats.
+    Raises:
+        InputError: (a ValueError) If `model` is not a Keras model with logits as its only output.
     """
+    check_model(model)
+    outputs = getattr(model, "outputs", None) or [None]  # a subclass or an unbuilt model has none
+    if len(outputs) != 1:
+        raise InputError(
+            "`model` must have one output, the logits. "
+            f"Received: {model.name} with {len(outputs)} outputs."
+        )
     strategy = tf.distribute.get_strategy()
 
     def replica_sums(images, labels, weights):

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from vitkeras.errors import InputError
 from vitkeras.layers.transformer import TransformerBlock
+from vitkeras.models.config import describe_model
 
 #: Maximum size in bytes of the float32 scores of one block, which determines the batch size.
 SCORE_BYTES = 2**26
@@ -65,17 +66,19 @@ class TokenLayout(NamedTuple):
 
 
 def token_layout(model: keras.Model) -> TokenLayout:
-    """Returns the token layout of a model made by `vit`.
+    """Returns the token layout of a model made by `vit`, or from its layers.
 
     Raises:
-        InputError: (a ValueError) If the model has no patches or blocks, such as a ResNet.
+        InputError: (a ValueError) If the model has no patches or blocks, such as a ResNet, or other
+            inputs than images.
     """
-    encoder = next((layer for layer in model.layers if layer.name == "patch_encoder"), None)
-    blocks = [layer for layer in model.layers if isinstance(layer, TransformerBlock)]
-    if encoder is None or not blocks:
+    layers = model.layers if isinstance(model, keras.Model) else []
+    encoder = next((layer for layer in layers if layer.name == "patch_encoder"), None)
+    blocks = [layer for layer in layers if isinstance(layer, TransformerBlock)]
+    if encoder is None or not blocks or len(model.inputs) != 1:
         raise InputError(
-            "`model` must be made by `vit`, with patches and at least one block. "
-            f"Received: {model.name}, which has no such layers."
+            "`model` must be made by `vit`, with one input, patches and at least one block. "
+            f"Received: {describe_model(model)}"
         )
     return TokenLayout(
         encoder.grid,

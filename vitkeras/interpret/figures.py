@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from vitkeras.interpret.block_runner import TokenLayout
 from vitkeras.interpret.measures import PrincipalComponents
+from vitkeras.io.figures import plain_text
 
 #: Number of components in the paper's figure, and of position maps along each side of the grid.
 NUM_COMPONENTS, MAX_MAPS = 28, 8
@@ -211,7 +212,7 @@ def plot_norm_map(image: np.ndarray, norms: np.ndarray, title: str) -> Figure:
 
 
 def _with_title(figure, title):
-    figure.suptitle(title, fontsize=10, wrap=True)
+    figure.suptitle(plain_text(title), fontsize=10, wrap=True)
     return figure
 
 

@@ -8,6 +8,8 @@ import dataclasses
 import re
 from typing import Any, NamedTuple
 
+import keras
+
 from vitkeras.arguments import (
     check_choice,
     check_float,
@@ -339,18 +341,48 @@ def config_from_dict(values: dict[str, Any]) -> ViTConfig | ResNetConfig:
     return kinds[name].from_dict(values)
 
 
-def model_config(model) -> ViTConfig | ResNetConfig:
+def model_config(model: Any, argument: str = "model") -> ViTConfig | ResNetConfig:
     """Returns the config of a model.
 
+    Args:
+        model: A model made by `vit`, `resnet` or `from_pretrained`.
+        argument: Name of the argument, for the message.
     Raises:
         InputError: If the model has none: it was not made by this package, or from layers of
             another model.
     """
     config = getattr(model, "config", None)
-    if not isinstance(config, (ViTConfig, ResNetConfig)):
-        name = getattr(model, "name", model)
+    if not isinstance(model, keras.Model) or not isinstance(config, (ViTConfig, ResNetConfig)):
         raise InputError(
-            "`model` must be made by `vit`, `resnet` or `from_pretrained`. "
-            f"Received: {name}, a {type(model).__name__} without `config`."
+            f"`{argument}` must be made by `vit`, `resnet` or `from_pretrained`. "
+            f"Received: {describe_model(model)}"
         )
     return config
+
+
+def check_model(model: Any, argument: str = "model") -> None:
+    """Checks that an argument is a Keras model.
+
+    Raises:
+        InputError: If it is not.
+    """
+    if not isinstance(model, keras.Model):
+        raise InputError(f"`{argument}` must be a Keras model. Received: {describe_model(model)}")
+
+
+def describe_model(model: Any) -> str:
+    """Returns what was passed as a model in a sentence, with the model of this package in it."""
+    kind = type(model).__name__
+    if not isinstance(model, keras.Layer):
+        return f"{model!r:.80}, of type {kind}."
+    inner = next(
+        (
+            layer.name
+            for layer in getattr(model, "layers", ())
+            if isinstance(getattr(layer, "config", None), _Config)
+        ),
+        None,
+    )
+    if inner is None:
+        return f"{model.name}, a {kind}."
+    return f"{model.name}, a {kind} around {inner}. Pass `model.get_layer({inner!r})` instead."

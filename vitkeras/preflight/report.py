@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vitkeras.io import html_page
-from vitkeras.io.figures import to_png
+from vitkeras.io.figures import plain_text, to_png
 
 MAX_LABELED_CLASSES = 50
 
@@ -75,11 +75,11 @@ def draw_class_counts(class_names: list[str], counts: np.ndarray) -> bytes:
     labeled = len(counts) <= MAX_LABELED_CLASSES
     axes.bar(np.arange(len(counts)), counts[order], width=0.8 if labeled else 1.0)
     if labeled:
-        names = [class_names[i] for i in order]
+        names = [plain_text(class_names[i]) for i in order]
         axes.set_xticks(np.arange(len(counts)), names, rotation=60, ha="right")
     else:
         first, last = class_names[order[0]], class_names[order[-1]]
-        axes.set_xlabel(f"{len(counts)} classes, {first} to {last}")
+        axes.set_xlabel(plain_text(f"{len(counts)} classes, {first} to {last}"))
     axes.set_ylabel("images")
     return to_png(figure)
 
@@ -110,7 +110,7 @@ def draw_batch(images: np.ndarray, labels: np.ndarray, class_names: list[str]) -
         axes = figure.add_subplot(rows, columns, i + 1)
         axes.imshow(image)
         axes.axis("off")
-        axes.set_title(_format_label(label, class_names), fontsize=7)
+        axes.set_title(plain_text(_format_label(label, class_names)), fontsize=7)
     return to_png(figure)
 
 

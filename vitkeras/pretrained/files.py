@@ -1,6 +1,7 @@
 """Detects what a path holds: an array file of a known format, or a model of this package."""
 
 import contextlib
+import os
 import zipfile
 from collections.abc import Iterator
 
@@ -22,6 +23,17 @@ SUPPORTED = (
 )
 
 
+def check_path(path: epath.PathLike) -> epath.PathLike:
+    """Returns a path.
+
+    Raises:
+        InputError: If it is neither a string nor a path.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"`path` must be {SUPPORTED}. Received: {path!r:.80}.")
+    return path
+
+
 @contextlib.contextmanager
 def open_weights(path: epath.PathLike) -> Iterator[tuple]:
     """Opens weights; the format is detected from the contents.
@@ -36,7 +48,7 @@ def open_weights(path: epath.PathLike) -> Iterator[tuple]:
         InputError: If the path does not exist, or the format is not supported.
     """
     with contextlib.ExitStack() as stack:
-        with parsing(path):
+        with parsing(check_path(path)):
             opened = _open(path, stack)
         yield opened
 

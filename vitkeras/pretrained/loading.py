@@ -22,7 +22,7 @@ from vitkeras.models.config import (
 )
 from vitkeras.models.vit import VisionModel
 from vitkeras.pretrained.archives import parsing
-from vitkeras.pretrained.files import open_weights
+from vitkeras.pretrained.files import check_path, open_weights
 from vitkeras.pretrained.mapping import (
     INCEPTION_MEAN_STD,
     PATCH_BIAS,
@@ -152,7 +152,7 @@ def read_config(path: epath.PathLike) -> ViTConfig | ResNetConfig:
     Raises:
         InputError: (a ValueError) As `from_pretrained`.
     """
-    saved = _saved_config(epath.Path(path))
+    saved = _saved_config(epath.Path(check_path(path)))
     if saved is not None:
         return saved
     with open_weights(path) as (kind, content, metadata):

@@ -41,7 +41,8 @@ class WeightSource:
     @classmethod
     def from_model(cls, model: keras.Model) -> "WeightSource":
         """Returns the weights of a model of this package."""
-        return cls({weight.path: weight for weight in model.weights}, model_config(model))
+        config = model_config(model, "source")
+        return cls({weight.path: weight for weight in model.weights}, config)
 
     def describe(self, path: str) -> str:
         """Returns the path of a weight, with its name in the file."""
@@ -80,11 +81,12 @@ def transfer_weights(
     Warns:
         UserWarning: If `gelu` or `epsilon` of the two models differ.
     Raises:
-        InputError: (a ValueError) If the architectures differ otherwise.
+        InputError: (a ValueError) If the architectures differ otherwise, or a model was not made by
+            this package.
     """
     check_resize(resize)
     weights = WeightSource.from_model(source)
-    notes = check_architecture(weights.config, model_config(target), source.name)
+    notes = check_architecture(weights.config, model_config(target, "target"), source.name)
     report = copy_weights(weights, target, resize)
     for note in notes:
         warnings.warn(note, stacklevel=2)

@@ -194,6 +194,7 @@ class ReplicaConsistentModel(keras.Model):
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync > 1:
             gradients = self._reduce_gradients(gradients, x, context)
+        gradients = _with_one_dtype(gradients)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return results
 
@@ -402,7 +403,7 @@ class ReplicaConsistentModel(keras.Model):
             before = int(tf.convert_to_tensor(done))
             try:
                 return run_batches(iterator, tf.constant(steps))
-            except tf.errors.OutOfRangeError:
+            except (tf.errors.OutOfRangeError, StopIteration):  # in a graph, or run eagerly
                 if int(tf.convert_to_tensor(done)) == before:
                     raise
                 return self.get_metrics_result()  # the data ended within the execution
@@ -454,6 +455,18 @@ class ReplicaConsistentModel(keras.Model):
                 f"Received: {losses[0]:.4g} for an example, {losses[1]:.4g} for two copies of it."
             )
         self._added_losses_checked = True
+
+
+def _with_one_dtype(gradients):
+    """Returns gradients in the widest of their dtypes, for the norm that Keras clips by.
+
+    The optimizer casts each to the dtype of its weight.
+    """
+    dtypes = {gradient.dtype for gradient in gradients if gradient is not None}
+    if len(dtypes) < 2:
+        return gradients
+    widest = max(dtypes, key=lambda dtype: dtype.size)
+    return [None if each is None else tf.cast(each, widest) for each in gradients]
 
 
 def _scales_loss(optimizer):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import keras
 
 from vitkeras.errors import InputError
+from vitkeras.models.config import check_model
 
 HEAD = "head"
 INPUT_LAYERS = ("stem", "patches", "patch_encoder", "positions")
@@ -63,9 +64,10 @@ def freeze(model: keras.Model, what: str | None) -> None:
         what: None for nothing; "backbone" for all but the head; "blocks:K" for stem, patch encoder
             and the first K blocks of a ViT.
     Raises:
-        InputError: (a ValueError) If `what` is none of these, the model has fewer blocks, or
-            "backbone" is given for a model without a head.
+        InputError: (a ValueError) If `what` is none of these, the model has fewer blocks or is not
+            a Keras model, or "backbone" is given for a model without a head.
     """
+    check_model(model)
     layers = [layer.name for layer in model.layers]
     num_blocks = count_blocks(layers)
     check_freeze(what, num_blocks)

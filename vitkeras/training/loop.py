@@ -13,6 +13,7 @@ from vitkeras.errors import RunError
 from vitkeras.io.atomic import remove_stale_staging
 from vitkeras.io.locks import exclusive_lock
 from vitkeras.io.run_directory import RunDirectory
+from vitkeras.models.config import check_model
 from vitkeras.training.callbacks import (
     LossGuard,
     MetricsWriter,
@@ -80,6 +81,8 @@ def train(
         RunError: If the loss is not finite, a state cannot be saved or read, hosts see different
             states, or the data ends early.
     """
+    for name, value in (("model", model), ("kept_model", kept_model)):
+        check_model(value, name)
     strategy = model.distribute_strategy
     chief = is_chief(strategy)
     state = latest_state(run.path / "state")

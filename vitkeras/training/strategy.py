@@ -1,9 +1,17 @@
 """Distribution strategies by name, and what hosts exchange."""
 
+import concurrent.futures
+import contextlib
 import json
 import os
+import platform
+import re
+import signal
+import socket
+import threading
+import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -11,8 +19,14 @@ from absl import logging
 
 from vitkeras.arguments import did_you_mean
 from vitkeras.errors import InputError, RunError
+from vitkeras.io.run_directory import installed_versions
+from vitkeras.keras_internals import limit_connection_time
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
+#: Environment variable with the seconds that a host waits for the others, and its default.
+CONNECT_VARIABLE, CONNECT_SECONDS = "VITKERAS_CONNECT_SECONDS", 600
+#: Seconds between messages of a host that waits.
+MESSAGE_SECONDS = 10
 
 
 def check_strategy_name(name: str) -> None:
@@ -40,7 +54,8 @@ def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
             one_device.
     Raises:
         InputError: If the name is unknown, or this machine lacks what the strategy needs.
-        RunError: If the hosts in TF_CONFIG cannot be connected.
+        RunError: If the hosts in TF_CONFIG cannot be connected, or not all of them start within the
+            seconds in VITKERAS_CONNECT_SECONDS, by default 600.
     """
     check_strategy_name(name)
     name, _, tpu = name.partition(":")
@@ -52,17 +67,19 @@ def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
                 "`strategy=multi_worker` reads the hosts from TF_CONFIG. Received: no TF_CONFIG in "
                 "the environment."
             )
-        logging.info("Waiting for the other hosts in TF_CONFIG.")
+        seconds = _connect_seconds()
         try:
-            return tf.distribute.MultiWorkerMirroredStrategy()
-        except (KeyError, TypeError, ValueError) as error:
+            cluster, own, others = _hosts(json.loads(os.environ["TF_CONFIG"]))
+            return _connect_hosts(cluster, own, others, seconds)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 "TF_CONFIG must be JSON with the hosts and the task of this host. "
                 f"Received: TF_CONFIG={os.environ['TF_CONFIG'][:200]} ({error})."
             ) from error
-        except tf.errors.OpError as error:
+        except (OSError, tf.errors.OpError) as error:
+            reason = " ".join(str(getattr(error, "message", error)).split())[:200]
             raise RunError(
-                f"The hosts in TF_CONFIG cannot be connected ({error.message[:200]}). Start the "
+                f"The hosts in TF_CONFIG cannot be connected ({reason}). Start the "
                 "same command on all of them; each needs its port to be free."
             ) from error
     if name == "tpu":
@@ -72,6 +89,94 @@ def make_strategy(name: str = "auto") -> tf.distribute.Strategy:
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(devices)
     return tf.distribute.OneDeviceStrategy(devices[0])
+
+
+def _hosts(tf_config):
+    """Returns the cluster, the address of this host and those of the hosts that it waits for.
+
+    Checks what TensorFlow does not: it would train on one host, or use a port of its choice.
+    """
+    task = tf_config["task"]
+    if task["type"] not in ("chief", "worker"):
+        raise ValueError("the type of the task is neither chief nor worker")
+    cluster = tf.train.ClusterSpec(tf_config["cluster"])
+    addresses = {
+        (job, index): cluster.task_address(job, index)
+        for job in ("chief", "worker")
+        for index in (cluster.task_indices(job) if job in cluster.jobs else ())
+    }
+    for address in addresses.values():
+        if not re.fullmatch(r".+:\d+", address):
+            raise ValueError(f"{address} is not HOST:PORT")
+    own = addresses.pop((task["type"], task["index"]))
+    return cluster, own, list(addresses.values())
+
+
+def _connect_seconds():
+    """Returns the value of `CONNECT_VARIABLE`."""
+    text = os.environ.get(CONNECT_VARIABLE) or str(CONNECT_SECONDS)
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise InputError(
+        f"{CONNECT_VARIABLE} must be a positive number. Received: {CONNECT_VARIABLE}={text}."
+    )
+
+
+def _connect_hosts(cluster, own, others, seconds):
+    """Returns the strategy of a cluster."""
+    if others:
+        _wait_for_hosts(own, others, seconds)
+        limit_connection_time(cluster, seconds)  # for a host that is lost meanwhile
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    if threading.current_thread() is threading.main_thread():
+        # TensorFlow's coordination service replaces the handler by one that ignores SIGTERM.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
+    return strategy
+
+
+def _wait_for_hosts(own, others, seconds):
+    """Waits until every other host listens on its port, and logs which hosts do not.
+
+    TensorFlow waits while it holds the global interpreter lock: neither a message nor Ctrl-C would
+    be possible. Meanwhile this host listens on its own port, as TensorFlow will do, so that hosts
+    that wait here find each other.
+    """
+    silent, start = others, time.monotonic()
+    last_message = start - MESSAGE_SECONDS
+    with (
+        socket.create_server(("", int(own.rpartition(":")[2])), backlog=1024),
+        concurrent.futures.ThreadPoolExecutor(32) as threads,
+    ):
+        while True:
+            listening = threads.map(_listens, silent)
+            silent = [each for each, found in zip(silent, listening, strict=True) if not found]
+            if not silent:
+                return
+            names = ", ".join(silent[:8]) + (", ..." if len(silent) > 8 else "")
+            now = time.monotonic()
+            if now - start >= seconds:
+                raise RunError(
+                    f"All hosts in TF_CONFIG must start within {seconds:g} seconds. "
+                    f"Received: no answer from {names}. Start the same command on all of them; "
+                    f"{CONNECT_VARIABLE} sets the number of seconds."
+                )
+            if now - last_message >= MESSAGE_SECONDS:
+                last_message = now
+                logging.info(
+                    "Waiting for the hosts %s in TF_CONFIG, %.0f of %g seconds.",
+                    names, now - start, seconds,
+                )  # fmt: skip
+            time.sleep(min(1, seconds))
+
+
+def _listens(address):
+    """Returns whether a host listens on its port."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError, ValueError, OverflowError):
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+        return True
+    return False
 
 
 def _detect_strategy():
@@ -122,21 +227,38 @@ def mean_over_hosts(strategy: tf.distribute.Strategy, values: Sequence[float]) -
     return strategy.reduce(tf.distribute.ReduceOp.MEAN, per_replica, axis=None).numpy().tolist()
 
 
-def check_same_on_hosts(strategy: tf.distribute.Strategy, record: Any) -> None:
-    """Checks that all hosts have the same config and data. Every host must call it.
+def check_same_on_hosts(
+    strategy: tf.distribute.Strategy, values: Mapping[str, Any], rule: str
+) -> None:
+    """Checks that all hosts have the same values. Every host must call it.
 
     Args:
         strategy: The strategy of the run.
-        record: What must be the same, as JSON can hold it.
+        values: From name to what must be the same, as JSON can hold it; the same number on all
+            hosts. The message has the names of those that differ.
+        rule: What must be the same, in words.
     Raises:
         InputError: On every host, if one of them differs.
     """
-    checksum = float(zlib.crc32(json.dumps(record, sort_keys=True).encode()))
-    if mean_over_hosts(strategy, [checksum]) != [checksum]:
+    sums = [float(zlib.crc32(json.dumps(v, sort_keys=True).encode())) for v in values.values()]
+    means = mean_over_hosts(strategy, sums)
+    differing = [name for name, x, mean in zip(values, sums, means, strict=True) if x != mean]
+    if differing:
         raise InputError(
-            "Every host must be given the same config and the same data. "
-            "Received: values that differ between hosts. Run the same command on all of them."
+            f"Every host must be given {rule}. Received: hosts that differ in "
+            f"{', '.join(differing)}. Run the same command on all of them."
         )
+
+
+def check_same_versions(strategy: tf.distribute.Strategy) -> None:
+    """Checks that all hosts have the same versions of the packages. Every host must call it.
+
+    Raises:
+        InputError: On every host, if one of them differs.
+    """
+    versions = installed_versions() | {"Python": ".".join(platform.python_version_tuple()[:2])}
+    values = {f"{name} ({version} here)": version for name, version in versions.items()}
+    check_same_on_hosts(strategy, values, "the same versions of packages and Python")
 
 
 def distribute(

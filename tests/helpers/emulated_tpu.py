@@ -14,8 +14,8 @@ or a branch. In the copy for replica r,
 - No operation starts before all inputs of the cluster are there, as a TPU program starts.
 
 Not emulated: compilation, the chip and its numerics, its runtime and packed variables, transfer to
-the devices, and several hosts. Cross-replica operations inside functions and loops of a cluster are
-refused.
+the devices, and several hosts. Cross-replica operations inside functions and loops of a cluster and
+dynamic shapes are refused.
 """
 
 import re
@@ -94,6 +94,9 @@ class Cluster:
         self.graph = func_graph.func_graph_from_py_func("cluster", trace, (), {})
         self.outputs = outputs[0]
         self.graph_def = self.graph.as_graph_def()
+        self._check()
+
+    def _check(self):
         for function in self.graph_def.library.function:
             for node in function.node_def:
                 if node.op in CROSS_REPLICA:
@@ -101,6 +104,20 @@ class Cluster:
                         "A cross-replica operation must not be in a loop, branch or function of "
                         f"the replica function. Received: {node.name} ({node.op}) in "
                         f"{function.signature.name}."
+                    )
+        constants = {n.name: n.attr["value"].tensor for n in self.graph_def.node if n.op == "Const"}
+        for node in self.graph_def.node:
+            if node.op == "XlaSetDynamicDimensionSize":
+                raise NotImplementedError(
+                    "Inputs of `run` must have static shapes. Received: a dynamic dimension of "
+                    f"{node.input[0]}."
+                )
+            if node.op in CROSS_REPLICA:
+                groups = constants[node.input[1].partition(":")[0]].tensor_shape.dim
+                if node.op == "CollectivePermute" or groups[0].size != 1:
+                    raise NotImplementedError(
+                        "A cross-replica operation must be CrossReplicaSum or AllToAll over all "
+                        f"replicas. Received: {node.op} over {groups[0].size} groups."
                     )
 
     def operations(self):
@@ -131,31 +148,35 @@ class Cluster:
         found = [None if leaf is None else next(imported) for leaf in leaves]
         return [tf.no_op(), tf.nest.pack_sequence_as(self.outputs, found)]
 
-    def hlo(self):
-        """Returns the HLO of replica 0, with the identity for cross-replica operations."""
-        handles = [(outer, inner) for outer, inner in self.graph.captures]
+    def xla_error(self):
+        """Returns why XLA cannot lower the copy of replica 0, or None if it can.
+
+        Cross-replica operations are the identity in it.
+        """
         copies = self.copies(self.devices[:1], for_xla=True)
         used = {name for node in copies.node for name in node.input}
-        handles = [(o, i.op.name + ":0") for o, i in handles if i.op.name + ":0" in used]
-        data = [(o, name) for o, name in handles if o.dtype != tf.resource]
-        variables = {}
-        for outer, name in handles:
+        captures = [(outer, f"{inner.op.name}:0") for outer, inner in self.graph.captures]
+        data, variables = {}, {}
+        for outer, name in [pair for pair in captures if pair[1] in used]:
             if outer.dtype == tf.resource:
                 (part,) = outer._handle_data.shape_and_type
-                shape = tf.TensorShape(part.shape)
-                variables[name] = tf.Variable(tf.zeros(shape, part.dtype))
+                variables[name] = tf.Variable(tf.zeros(tf.TensorShape(part.shape), part.dtype))
+            else:
+                data[name] = tf.TensorSpec(outer.shape, outer.dtype)
+        names = [x.name for x in tf.nest.flatten(self.outputs[0]) if x is not None]
 
+        @tf.function(jit_compile=True, autograph=False)
         def replica(*values):
             graph = tf.compat.v1.get_default_graph()
-            inputs = {name: value for (_, name), value in zip(data, values, strict=True)}
+            inputs = dict(zip(data, values, strict=True))
             inputs |= {name: graph.capture(v.handle) for name, v in variables.items()}
-            names = [x.name for x in tf.nest.flatten(self.outputs[0]) if x is not None]
             found = tf.graph_util.import_graph_def(copies, inputs, names)
             return [x for x in found if isinstance(x, tf.Tensor)]
 
-        function = tf.function(replica, jit_compile=True, autograph=False)
-        specs = [tf.TensorSpec(outer.shape, outer.dtype) for outer, _ in data]
-        return function.experimental_get_compiler_ir(*specs)(stage="hlo")
+        try:
+            replica.experimental_get_compiler_ir(*data.values())(stage="hlo")
+        except (tf.errors.OpError, TypeError, ValueError) as error:
+            return str(error)
 
     def copies(self, devices, for_xla=False):
         """Returns a GraphDef with one copy of the cluster for each device."""
@@ -165,7 +186,6 @@ class Cluster:
         outside = {n.name for n in nodes if n.op in ("Placeholder", *DROPPED)} | {*given, *returned}
         self.pivot = next(n.name for n in nodes if "_pivot_for_cluster" in n.attr)
         cluster = {n.name for n in nodes if "_tpu_replicate" in n.attr} - outside | {self.pivot}
-        constants = {n.name: n.attr["value"].tensor for n in nodes if n.op == "Const"}
         copies = tf.compat.v1.GraphDef(versions=self.graph_def.versions)
         copies.library.CopyFrom(self.graph_def.library)
 
@@ -211,13 +231,6 @@ class Cluster:
         for node in nodes:
             if node.name in outside:
                 continue
-            if node.op in CROSS_REPLICA:
-                groups = constants[node.input[1].partition(":")[0]].tensor_shape.dim
-                if node.op == "CollectivePermute" or groups[0].size != 1:
-                    raise NotImplementedError(
-                        "A cross-replica operation must be CrossReplicaSum or AllToAll over all "
-                        f"replicas. Received: {node.op} over {groups[0].size} groups."
-                    )
             if node.op == "AllToAll" and not for_xla:
                 add_all_to_all(node)
                 continue
@@ -285,11 +298,11 @@ def emulated_tpu_strategy(cores):
 
 
 def install(cores):
-    """Makes the TPU that TensorFlow finds the emulated one."""
-    emulated_tpu_strategy(cores)
+    """Makes TensorFlow find an emulated TPU, under any name."""
+    Resolver.cores = cores
+    tf.config.experimental_connect_to_cluster = lambda resolver: emulated_tpu_strategy(cores)
     tf.distribute.cluster_resolver.TPUClusterResolver = Resolver
     tf.distribute.TPUStrategy = EmulatedTPUStrategy
-    tf.config.experimental_connect_to_cluster = lambda resolver: None
     tf.tpu.experimental.initialize_tpu_system = lambda resolver: None
 
 

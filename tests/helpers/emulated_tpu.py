@@ -9,7 +9,7 @@ per replica, and imported into the calling function, wherever `run` is called: i
 or a branch. In the copy for replica r,
 
 - TPUReplicatedInput is input r, and output r of TPUReplicatedOutput is the value in copy r.
-- CrossReplicaSum is AddN over the copies; AllToAll splits each copy and concatenates the parts.
+- CrossReplicaSum is one AddN over the copies; AllToAll splits each copy and concatenates the parts.
 - XlaOptimizationBarrier is IdentityN, in the functions that the cluster calls too.
 - No operation starts before all inputs of the cluster are there, as a TPU program starts.
 
@@ -33,6 +33,7 @@ HOST = "/job:localhost/replica:0/task:0/device:"
 DROPPED = ("TPUReplicateMetadata", "TPUCompilationResult")
 CROSS_REPLICA = ("CrossReplicaSum", "AllToAll", "CollectivePermute")
 REPLICATION = (*DROPPED, *CROSS_REPLICA, "TPUReplicatedInput", "TPUReplicatedOutput")
+CONTROL_FLOW = ("If", "StatelessIf", "While", "StatelessWhile", "Case", "StatelessCase")
 MARKS = re.compile("_(class|tpu_.*|xla_.*|Xla.*|pivot_for_cluster)$")
 
 replicate = tpu.split_compile_and_replicate
@@ -186,6 +187,7 @@ class Cluster:
         outside = {n.name for n in nodes if n.op in ("Placeholder", *DROPPED)} | {*given, *returned}
         self.pivot = next(n.name for n in nodes if "_pivot_for_cluster" in n.attr)
         cluster = {n.name for n in nodes if "_tpu_replicate" in n.attr} - outside | {self.pivot}
+        sums = set()
         copies = tf.compat.v1.GraphDef(versions=self.graph_def.versions)
         copies.library.CopyFrom(self.graph_def.library)
 
@@ -213,6 +215,14 @@ class Cluster:
                 else:
                     node.attr[key].CopyFrom(value)
             return node
+
+        def sum_of(node, attributes):
+            name = f"{node.name}/sum"
+            if name not in sums:
+                terms = [i for r in replicas for i in remap(node.input[0], r)]
+                add(name, "AddN", terms, devices[0], N=len(devices), **attributes)
+                sums.add(name)
+            return name
 
         def add_all_to_all(node):
             group, name, attr = len(devices), node.name, node.attr
@@ -244,8 +254,10 @@ class Cluster:
                 op, name = node.op, f"replica_{r}/{node.name}"
                 inputs = [i for each in node.input for i in remap(each, r)]
                 if node.op in ("CrossReplicaSum", "AllToAll"):
-                    op, attributes = "AddN", {"T": node.attr["T"], "N": len(devices)}
-                    inputs = [i for q in replicas for i in remap(node.input[0], q)]
+                    op, attributes = "Identity", {"T": node.attr["T"]}
+                    inputs = remap(node.input[0], r)
+                    if node.op == "CrossReplicaSum":
+                        inputs = [sum_of(node, attributes)]
                 elif node.op == "XlaOptimizationBarrier" and not for_xla:
                     op = "IdentityN"
                 elif node.name != self.pivot and not any(i.startswith("replica_") for i in inputs):
@@ -274,6 +286,9 @@ def _adapt_functions(graph_def, for_xla):
     for node in nodes:
         if node.op in names:
             node.op += suffix
+        if node.op in CONTROL_FLOW and not for_xla:
+            # Otherwise each blocks a thread; with many cores, all threads.
+            node.attr["_lower_using_switch_merge"].b = True
         for value in node.attr.values():
             for called in (value.func, *value.list.func) if value.WhichOneof("value") else ():
                 if called.name in names:
@@ -292,7 +307,10 @@ def emulated_tpu_strategy(cores):
     cpu = tf.config.list_physical_devices("CPU")[0]
     devices = [tf.config.LogicalDeviceConfiguration()] * cores
     tf.config.set_logical_device_configuration(cpu, devices)
+    tf.config.threading.set_inter_op_parallelism_threads(8 * cores)  # an iterator blocks some
     tf.config.list_logical_devices()
+    # Grappler does not rewrite clusters; here it would rewrite the copies in different ways.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     Resolver.cores = cores
     return EmulatedTPUStrategy(Resolver())
 

@@ -303,7 +303,7 @@ class ReplicaConsistentModel(keras.Model):
         if not is_tpu(strategy) or not isinstance(first_leaf(x), (np.ndarray, tf.Tensor)):
             return super().predict(x, batch_size, *args, **kwargs)
         examples, replicas = len(first_leaf(x)), strategy.num_replicas_in_sync
-        batch_size = -(-min(batch_size or 32, examples) // replicas) * replicas
+        batch_size = -(-max(min(batch_size or 32, examples), 1) // replicas) * replicas
 
         def padded(array):
             return np.concatenate([array, np.repeat(array[-1:], -examples % batch_size, 0)])
@@ -418,10 +418,10 @@ class ReplicaConsistentModel(keras.Model):
             return results
 
         if graph:
-            # With `reduce_retracing`, shapes are dynamic after batches of two sizes.
-            retrace = {"reduce_retracing": not is_tpu(strategy)}
-            run_batch = tf.function(run_batch, autograph=False, **retrace)
-            run_batches = tf.function(run_batches, **retrace)
+            # With it, shapes would be dynamic after batches of two sizes.
+            reduce_retracing = not is_tpu(strategy)
+            run_batch = tf.function(run_batch, reduce_retracing=reduce_retracing, autograph=False)
+            run_batches = tf.function(run_batches, reduce_retracing=reduce_retracing)
 
         def function(iterator):
             if not isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):

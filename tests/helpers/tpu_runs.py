@@ -112,6 +112,42 @@ def accumulation(strategy):
     return compared(strategy, accumulation_steps=2, clip_norm=0.1, other={"accumulation_steps": 1})
 
 
+def steps(strategy):
+    """The function that `fit` calls, with batches that are not distributed by an iterator.
+
+    TensorFlow's iterator for 8 devices can block for minutes where there are few CPUs.
+    """
+    options = {"clip_norm": 0.1}
+    model, single = (
+        compiled(strategy, accumulation_steps=2, **options),
+        compiled(ONE_DEVICE, **options),
+    )
+    shard = 16 // strategy.num_replicas_in_sync
+    model._maybe_symbolic_build(data_batch=(IMAGES[:shard], LABELS[:shard]))
+    model.reset_metrics()
+    train, start = model.make_train_function(), weights(model)
+    for step in range(6):
+
+        def value(context, step=step):
+            begin = 16 * (step % 3) + shard * context.replica_id_in_sync_group
+            part = slice(begin, begin + shard)
+            return tf.constant(IMAGES[part]), tf.constant(LABELS[part])
+
+        batch = strategy.experimental_distribute_values_from_function(value)
+        logs = train(iter([batch]))
+        if step == 2:
+            loss = float(logs["loss"])
+            model.reset_metrics()
+    history = single.fit(dataset(), epochs=2, verbose=0).history
+    return {
+        "history": largest([loss, float(logs["loss"])], history["loss"]),
+        "weights": largest(weights(model), weights(single)),
+        "moved": largest(weights(model), start),
+        "between_replicas": between_replicas(model),
+        "iterations": int(model.optimizer.iterations.numpy()),
+    }
+
+
 def ema(strategy):
     return compared(strategy, ema=0.9, callbacks=lambda: [keras.callbacks.SwapEMAWeights()])
 

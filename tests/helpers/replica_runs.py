@@ -2,12 +2,14 @@
 
 python tests/helpers/replica_runs.py SETUP OUT.npz [plain]
 
-SETUP: 1, 2 or 4 logical CPUs, or `hosts` for one of the hosts in TF_CONFIG. `reference` is one
-device without accumulation_steps and steps_per_execution, which change results only by rounding.
-With `plain`, a plain keras.Model trains, to show what Keras does.
+SETUP: 1, 2 or 4 logical CPUs, `hosts` for one of the hosts in TF_CONFIG, or `tpu2` or `tpu8` for
+the emulated TPUStrategy. `reference` is one device without accumulation_steps and
+steps_per_execution, which change results only by rounding. With `plain`, a plain keras.Model
+trains, to show what Keras does.
 
 51 examples at batch size 16: the last batch is short, uneven, and may leave a replica without
-examples. OUT has FEATURE/losses, /accuracies and /weights for each feature, or FEATURE/error.
+examples. TPUs train on the 48 examples of full batches; `full_reference` is one device that does.
+OUT has FEATURE/losses, /accuracies and /weights for each feature, or FEATURE/error.
 """
 
 import contextlib
@@ -19,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 import vitkeras as vk
+from helpers.emulated_tpu import emulated_tpu_strategy
 from helpers.models import TINY
 from vitkeras import training
 from vitkeras.evaluation.metrics import make_evaluator
@@ -48,10 +51,10 @@ def padded_batches(batch_size):
         np.concatenate([LABELS, np.zeros(padding, int)]).astype("int32"),
         np.repeat([1.0, 0.0], [len(IMAGES), padding]).astype("float32"),
     )
-    return tf.data.Dataset.from_tensor_slices(columns).batch(batch_size)
+    return tf.data.Dataset.from_tensor_slices(columns).batch(batch_size, drop_remainder=True)
 
 
-def train(strategy, plain, smoothing=0.0, dtype="float32", **options):
+def train(strategy, plain, full, smoothing=0.0, dtype="float32", **options):
     """Returns losses, accuracies and weights."""
     keras.utils.set_random_seed(0)
     compile_options = {key: options.pop(key) for key in ONLY_ROUNDING if key in options}
@@ -69,11 +72,11 @@ def train(strategy, plain, smoothing=0.0, dtype="float32", **options):
         loss = training.SmoothedCrossEntropy(smoothing)
         model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False, **compile_options)
         evaluate = make_evaluator(model)
-    batches = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(16)
+    batches = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(16, drop_remainder=full)
     history = model.fit(batches, epochs=3, verbose=0).history
     evaluations = [
         model.evaluate(batches, verbose=0, return_dict=True),
-        *(evaluate(padded_batches(batch_size)) for batch_size in (8, 20)),
+        *(evaluate(padded_batches(batch_size)) for batch_size in (8, 24 if full else 20)),
     ]
     assert [result["examples"] for result in evaluations[1:]] == [len(IMAGES)] * 2
     return {
@@ -89,8 +92,10 @@ def make_strategy(setup):
     """Returns the strategy of a setup, None for one device."""
     if setup == "hosts":
         return strategies.make_strategy("multi_worker")
-    if setup in ("1", "reference"):
+    if setup in ("1", "reference", "full_reference"):
         return None
+    if setup.startswith("tpu"):
+        return emulated_tpu_strategy(int(setup.removeprefix("tpu")))
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0],
         [tf.config.LogicalDeviceConfiguration()] * int(setup),
@@ -104,10 +109,10 @@ def main():
     strategy = make_strategy(setup)
     results = {}
     for feature, options in FEATURES.items():
-        if setup == "reference":
+        if setup in ("reference", "full_reference"):
             options = {k: v for k, v in options.items() if k not in ONLY_ROUNDING}
         try:
-            result = train(strategy, plain, **options)
+            result = train(strategy, plain, setup.startswith(("tpu", "full")), **options)
             results |= {f"{feature}/{name}": value for name, value in result.items()}
         except Exception as error:  # a plain Keras model fails in several ways, which OUT records
             if not plain:

@@ -16,7 +16,8 @@ from vitkeras.trainers import tensorflow as trainer
 
 loss_module = importlib.import_module("keras.src.losses.loss")
 
-SETUPS = ("1", "2", "4", "hosts")  # replicas, or two processes with one replica each
+# Replicas, two processes with one replica each, or an emulated TPUStrategy with two cores.
+SETUPS = ("1", "2", "4", "hosts", "tpu2")
 
 
 def tiny_model():
@@ -32,7 +33,7 @@ def results(tmp_path_factory):
     """Results of `replica_runs.py` for the reference and each setup."""
     folder = tmp_path_factory.mktemp("replicas")
     script = ROOT / "tests/helpers/replica_runs.py"
-    for setup in ("reference", "1", "2", "4"):
+    for setup in ("reference", "full_reference", "1", "2", "4", "tpu2"):
         done = python(script, setup, folder / f"{setup}.npz", timeout=1800)
         assert done.returncode == 0, done.stderr[-2000:]
     hosts = start_hosts(2, script, "hosts", folder / "hosts{host}.npz")
@@ -40,21 +41,23 @@ def results(tmp_path_factory):
         assert code == 0, error[-2000:]
     (folder / "hosts0.npz").rename(folder / "hosts.npz")
     return {
-        setup: dict(np.load(folder / f"{setup}.npz")) for setup in ("reference", *SETUPS, "hosts1")
+        setup: dict(np.load(folder / f"{setup}.npz"))
+        for setup in ("reference", "full_reference", *SETUPS, "hosts1")
     }
 
 
 @pytest.mark.slow
 def test_every_setup_equals_one_device(results, capsys):
     def difference(setup, feature, what):
-        expected, actual = (results[s][f"{feature}/{what}"] for s in ("reference", setup))
+        reference = "full_reference" if setup == "tpu2" else "reference"
+        expected, actual = (results[s][f"{feature}/{what}"] for s in (reference, setup))
         return float(np.abs(expected - actual).max())
 
     features = list(dict.fromkeys(key.split("/")[0] for key in results["reference"]))
     assert len(features) == 8
     with capsys.disabled():
-        print("\n| largest difference | 1 device | 2 replicas | 4 replicas | 2 hosts |")
-        print("|---|---|---|---|---|")
+        titles = ("1 device", "2 replicas", "4 replicas", "2 hosts", "TPUStrategy (emulated)")
+        print(f"\n| largest difference | {' | '.join(titles)} |\n|{'---|' * (len(titles) + 1)}")
         for feature in features:
             largest = [
                 max(difference(s, feature, "losses"), difference(s, feature, "weights"))

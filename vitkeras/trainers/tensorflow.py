@@ -293,6 +293,26 @@ class ReplicaConsistentModel(keras.Model):
         reduced = dict(zip(indices, present, strict=True))
         return [reduced.get(i) for i in range(len(gradients))]
 
+    def predict(self, x: Any, batch_size: int | None = None, *args, **kwargs):
+        """Returns the outputs for all examples as `keras.Model.predict` does.
+
+        On TPUs, the last batch of arrays is padded; a dataset must have full batches.
+        """
+        strategy = self.distribute_strategy
+        if is_tpu(strategy) and isinstance(x, (tf.data.Dataset, tf.distribute.DistributedDataset)):
+            check_tpu_batches(x.element_spec)
+        if not is_tpu(strategy) or not isinstance(first_leaf(x), (np.ndarray, tf.Tensor)):
+            return super().predict(x, batch_size, *args, **kwargs)
+        examples, replicas = len(first_leaf(x)), strategy.num_replicas_in_sync
+        batch_size = -(-max(min(batch_size or 32, examples), 1) // replicas) * replicas
+
+        def padded(array):
+            return np.concatenate([array, np.repeat(array[-1:], -examples % batch_size, 0)])
+
+        x = keras.tree.map_structure(padded, x)
+        outputs = super().predict(x, batch_size, *args, **kwargs)
+        return keras.tree.map_structure(lambda output: output[:examples], outputs)
+
     def predict_on_batch(self, x):
         """Returns the outputs for a batch as `keras.Model.predict_on_batch` does."""
         if not is_distributed(self.distribute_strategy):
@@ -311,6 +331,24 @@ class ReplicaConsistentModel(keras.Model):
         if self.test_function is None or force:
             self.test_function = self._make_loop(self.test_step, training=False)
         return self.test_function
+
+    def make_predict_function(self, force=False):
+        """Returns the function that `predict` calls for each execution."""
+        if not is_tpu(self.distribute_strategy):
+            return super().make_predict_function(force)
+        make, functions = super().make_predict_function, {}
+
+        def function(batches):
+            # Keras's function would have dynamic shapes after batches of two sizes.
+            shapes = tuple(tuple(tensor.shape) for tensor in _tensors(batches))
+            if shapes not in functions:
+                make(force=True)
+                functions[shapes], self.predict_function = self.predict_function, function
+            return functions[shapes](batches)
+
+        if self.predict_function is None or force:
+            self.predict_function = function
+        return self.predict_function
 
     def _make_loop(self, step, training):
         strategy, graph = self.distribute_strategy, not self.run_eagerly
@@ -381,8 +419,10 @@ class ReplicaConsistentModel(keras.Model):
             return results
 
         if graph:
-            run_batch = tf.function(run_batch, reduce_retracing=True, autograph=False)
-            run_batches = tf.function(run_batches, reduce_retracing=True)
+            # With it, shapes would be dynamic after batches of two sizes.
+            reduce_retracing = not is_tpu(strategy)
+            run_batch = tf.function(run_batch, reduce_retracing=reduce_retracing, autograph=False)
+            run_batches = tf.function(run_batches, reduce_retracing=reduce_retracing)
 
         def function(iterator):
             if not isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):

@@ -97,6 +97,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Even though the")  # of run_functions_eagerly
 @pytest.mark.parametrize(
     "setting",
     ["channels_first", *(pytest.param(x, marks=pytest.mark.slow) for x in ("float64", "eagerly"))],

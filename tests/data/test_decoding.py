@@ -166,6 +166,7 @@ def test_large_images_are_composited_in_blocks(monkeypatch):
     expected = data.decode_image(encode(image)).numpy()
     for pixels in (1, 16 * 3, 16 * 5, 16 * 16):
         monkeypatch.setattr(decoding, "BLOCK_PIXELS", pixels)
+        decoding._decoder.cache_clear()
         np.testing.assert_array_equal(data.decode_image(encode(image)), expected)
 
 
@@ -184,6 +185,7 @@ def test_scans_of_a_jpeg_are_bounded_by_its_size(monkeypatch):
     scans = content.count(b"\xff\xda")
     assert scans > 5
     monkeypatch.setattr(decoding, "MAX_SCANNED_PIXELS", 1000 * 32 * 32)
+    decoding._decoder.cache_clear()
     for number, allowed in ((scans, True), (1000, True), (1001, False)):
         repeated = repeat_last_scan(content, number - scans)
         assert repeated.count(b"\xff\xda") == number
@@ -193,6 +195,13 @@ def test_scans_of_a_jpeg_are_bounded_by_its_size(monkeypatch):
         for decode in (data.decode_image, random_crop):
             with pytest.raises(tf.errors.InvalidArgumentError, match="too many scans"):
                 decode(repeated)
+
+
+@pytest.fixture(autouse=True)
+def fresh_decoder():
+    """Constants may be changed by a test."""
+    yield
+    decoding._decoder.cache_clear()
 
 
 def random_crop(content):

@@ -14,7 +14,7 @@ from vitkeras.training import callbacks
 
 def test_moving_average_is_saved_and_trained_weights_are_not_modified(tmp_path):
     model = compiled_model(ema_momentum=0.5)
-    clone = keras.models.clone_model(model)
+    clone = model.from_config(model.get_config())
     run = RunDirectory(tmp_path / "run")
     run.create({"a": 1}, ["x", "y", "z"], {}, {})
     seen = []

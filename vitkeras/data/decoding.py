@@ -3,6 +3,8 @@
 The graph loads in every TensorFlow; those before 2.20 refuse WebP files when it is executed.
 """
 
+import functools
+
 import tensorflow as tf
 
 #: Maximum number of pixels of an image: 10,000 x 10,000, 300 MB decoded. A small file may declare
@@ -45,6 +47,22 @@ def decode_image(
         tf.errors.InvalidArgumentError: If the bytes are no such image, or the header declares more
             than `MAX_PIXELS`.
     """
+    decoder = _decoder(tuple(background), exif_orientation, num_pixels is not None)
+    return decoder(image_bytes) if num_pixels is None else decoder(image_bytes, num_pixels)
+
+
+@functools.lru_cache
+def _decoder(background, exif_orientation, has_num_pixels):
+    """Returns the function that decodes; it is traced once for all pipelines of a process."""
+
+    def decode(image_bytes, num_pixels=None):
+        return _decode(image_bytes, num_pixels, background, exif_orientation)
+
+    scalars = [tf.TensorSpec((), tf.string), tf.TensorSpec((), tf.int64)]
+    return tf.function(decode, input_signature=scalars[: 1 + has_num_pixels], autograph=False)
+
+
+def _decode(image_bytes, num_pixels, background, exif_orientation):
     image_bytes = assert_supported(image_bytes)
     num_pixels = declared_pixels(image_bytes) if num_pixels is None else num_pixels
     image_bytes = assert_bounded(image_bytes, num_pixels)

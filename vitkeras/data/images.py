@@ -70,8 +70,11 @@ def decode_error(image_bytes: tf.Tensor | bytes) -> str | None:
 
 def error_summary(error: tf.errors.OpError) -> str:
     """Returns the message of a TensorFlow error in one line, without the names of operations."""
-    asserted = re.search(r"Summarized data: b'(.*?)'(?:\s+(\d+))?", error.message)
+    text = error.message.partition("\n\t [[")[0].rpartition("\n\n")[2]  # without the traceback
+    asserted = re.search(r"assertion failed: \[(.*?)\](?: \[(\d+)\])?", text) or re.search(
+        r"Summarized data: b'(.*?)'(?:\s+(\d+))?", error.message
+    )
     if asserted:
         return f"{asserted[1]} {int(asserted[2]):,}" if asserted[2] else asserted[1]
-    text = re.sub(r"\{\{.*?\}\}", "", error.message).strip().splitlines()[0]
+    text = re.sub(r"\{\{.*?\}\}", "", text).strip().splitlines()[0]
     return text.partition(" [Op:")[0].strip()[:120]

@@ -13,7 +13,7 @@ METADATA_FILES = ("config.json", "processor_config.json", "preprocessor_config.j
 #: Bytes; the names of 21,843 classes take 2 MB.
 MAX_JSON = 2**26
 
-Channels = float | tuple[float, float, float]
+Channels = float | list[float]
 
 
 class ModelArgs(msgspec.Struct):
@@ -65,9 +65,11 @@ def read_metadata(folder: epath.Path) -> dict[str, Any]:
         if not path.exists():
             continue
         try:
-            if path.stat().length > MAX_JSON:
+            with path.open("rb") as file:
+                text = file.read(MAX_JSON + 1)
+            if len(text) > MAX_JSON:
                 raise ValueError(f"it has more than {MAX_JSON:,} bytes")
-            content = json.loads(path.read_text())
+            content = json.loads(text)
             content = content.get("image_processor", content)
             msgspec.convert(content, Metadata)
         except (AttributeError, ValueError, RecursionError) as error:

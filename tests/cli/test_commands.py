@@ -213,6 +213,7 @@ def test_a_run_is_exported_as_a_hugging_face_folder(run, tmp_path):
     assert "`output` must end in .npz" in fail("export", *flags)
 
 
+@pytest.mark.slow
 def test_versions_are_counted_and_never_overwritten(run, exported):
     base, first = exported
     assert first["version"] == 1

@@ -115,6 +115,7 @@ def stopped(data_dir, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_run_stopped_by_either_signal_resumes_bit_for_bit(
     stopped, uninterrupted, data_dir, tmp_path
 ):
@@ -141,6 +142,7 @@ def test_loss_that_is_not_finite_ends_the_run(data_dir, tmp_path):
     assert newest.name == f"step-{step - 1:09d}"
 
 
+@pytest.mark.slow
 def test_second_run_in_the_same_directory_is_refused(uninterrupted, data_dir):
     before = sorted(uninterrupted[0].rglob("*"))
     with exclusive_lock(uninterrupted[0]):

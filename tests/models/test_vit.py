@@ -27,7 +27,7 @@ def pixels(shape):
 @pytest.mark.parametrize(
     "variants",
     [
-        ["Ti/16", "H/14", "R+Ti/16", "R50+B/16", "G/14"],
+        ["Ti/16", "R+Ti/16", "g/14"],
         pytest.param([*PARAMETERS, "g/14", "G/14"], marks=pytest.mark.slow),
     ],
 )

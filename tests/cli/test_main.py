@@ -1,12 +1,9 @@
 """The command line itself: help, version, flags, recipes, next commands."""
 
-import json
-import os
 import re
-import subprocess
 
 import pytest
-from helpers.processes import ENVIRONMENT, command, python
+from helpers.processes import command, python
 
 import vitkeras
 from vitkeras import configs
@@ -112,21 +109,3 @@ def test_standard_error_has_only_what_the_command_logs(tmp_path):
     process = python("-m", "vitkeras", "evaluate", f"--workdir={tmp_path}", TF_CPP_MIN_LOG_LEVEL="")
     assert process.returncode == 2 and process.stdout == ""
     assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
-
-
-@pytest.mark.slow
-def test_the_printed_commands_work_from_the_current_directory(data_dir, tmp_path):
-    flags = ("--config=digits", "--workdir=my runs/digits", "--smoke")
-    process = python("-m", "vitkeras", "train", *flags, f"--config.data_dir={data_dir}",
-                     directory=tmp_path)  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    lines = process.stdout.splitlines()
-    assert lines[0] == "Next:" and len(lines) == 5
-    assert json.loads(lines[-1])["workdir"] == "my runs/digits"
-    for line in lines[1:-1]:
-        done = subprocess.run(
-            line, shell=True, cwd=tmp_path, capture_output=True, text=True,
-            env={**os.environ, **ENVIRONMENT},
-        )  # fmt: skip
-        assert done.returncode == 0, (line, done.stderr)
-        json.loads(done.stdout.splitlines()[-1])

@@ -307,7 +307,7 @@ def test_run_killed_at_any_moment_resumes_bit_for_bit(data_dir, tmp_path):
     arguments = train_arguments(run, data_dir, **fields)
     result_of(*command(*train_arguments(reference, data_dir, **fields)))
     rng = random.Random(0)
-    moments = ["start"] * 2 + ["training"] * 4 + ["saving"] * 4
+    moments = ["start"] + ["training"] * 2 + ["saving"] * 3
     rng.shuffle(moments)
     kills_in_saves = 0
     for moment in moments:
@@ -330,6 +330,6 @@ def test_run_killed_at_any_moment_resumes_bit_for_bit(data_dir, tmp_path):
     assert code == 0, error
     step = error.partition("Resuming after step ")[2].partition("\n")[0]
     print(f"{len(moments)} kills, {kills_in_saves} of them in a save; resumed at step {step}")
-    assert kills_in_saves >= 2
+    assert kills_in_saves
     assert_same_runs(run, reference)
     assert not list(run.rglob(".*.*"))

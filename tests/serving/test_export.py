@@ -192,9 +192,9 @@ def test_killed_exports_leave_only_complete_versions(model, tmp_path):
     start = time.monotonic()
     assert first.communicate()[0] == f"{base}/1\n"
     duration = time.monotonic() - start
-    for i in range(8):
+    for i in range(4):
         process = start_export(tmp_path / "model.keras", base)
-        time.sleep((i + rng.random()) / 8 * 1.05 * duration)  # from early to late
+        time.sleep((i + rng.random()) / 4 * 1.05 * duration)  # from early to late
         if i % 2:  # with the process that verifies
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
@@ -206,8 +206,8 @@ def test_killed_exports_leave_only_complete_versions(model, tmp_path):
                 assert answer(tf.constant([JPEG]))["valid"].numpy().all()
                 complete[folder.name] = digest(folder)
             assert digest(folder) == complete[folder.name]
-    print(f"8 kills: {len(complete) - 1} versions were complete, {num_stale} left staging files")
-    assert num_stale >= 2  # otherwise no kill hit an export while it wrote
+    print(f"4 kills: {len(complete) - 1} versions were complete, {num_stale} left staging files")
+    assert num_stale  # otherwise no kill hit an export while it wrote
     last = start_export(tmp_path / "model.keras", base)
     assert last.communicate()[0] == f"{base}/{len(complete) + 1}\n"
     assert not list(base.glob(".*.*"))

@@ -1,6 +1,6 @@
 """Trains a tiny ViT with `fit` and `evaluate`, feature by feature, on one of several setups.
 
-python tests/helpers/replica_runs.py SETUP OUT.npz [plain]
+python tests/helpers/replica_runs.py SETUP OUT.npz [plain] [FEATURE ...]
 
 SETUP: 1, 2 or 4 logical CPUs, `hosts` for one of the hosts in TF_CONFIG, or `tpu2` or `tpu8` for
 the emulated TPUStrategy. `reference` is one device without accumulation_steps and
@@ -28,7 +28,7 @@ from vitkeras.evaluation.metrics import make_evaluator
 from vitkeras.training import strategy as strategies
 
 FEATURES = {
-    "plain": {},
+    "SGD with momentum": {},
     "clipping": {"clip_norm": 0.05},
     "accumulation": {"accumulation_steps": 2},
     "accumulation, clipping": {"accumulation_steps": 2, "clip_norm": 0.05},
@@ -106,9 +106,11 @@ def make_strategy(setup):
 def main():
     """Trains with each feature."""
     setup, out, plain = sys.argv[1], sys.argv[2], "plain" in sys.argv[3:]
+    features = [each for each in sys.argv[3:] if each != "plain"] or list(FEATURES)
     strategy = make_strategy(setup)
     results = {}
-    for feature, options in FEATURES.items():
+    for feature in features:
+        options = FEATURES[feature]
         if setup in ("reference", "full_reference"):
             options = {k: v for k, v in options.items() if k not in ONLY_ROUNDING}
         try:
@@ -119,7 +121,7 @@ def main():
                 raise
             results[f"{feature}/error"] = type(error).__name__
     np.savez(out, **results)
-    print(json.dumps({"features": len(FEATURES)}))
+    print(json.dumps({"features": len(features)}))
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def _is_own_or_error(record):
     """Returns whether a message is of this project, not progress of TensorFlow or its data sets."""
     if "site-packages/tensorflow_datasets/" in record.pathname:
         return record.levelno >= python_logging.ERROR
-    return record.levelno >= python_logging.WARNING or "-packages/tensorflow/" not in record.pathname
+    return record.levelno >= python_logging.WARNING or "packages/tensorflow/" not in record.pathname
 
 
 class _Formatter(python_logging.Formatter):

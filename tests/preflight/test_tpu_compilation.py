@@ -46,7 +46,7 @@ def test_microbatches_take_less_memory_and_as_many_operations():
 @needs_libtpu
 @pytest.mark.slow
 def test_remat_takes_less_memory():
-    models = (compiled(num_layers=4, dropout_rate=0.1, remat=remat) for remat in (False, True))
+    models = (compiled(num_layers=4, remat=remat) for remat in (False, True))
     plain, remat = (statistics(model, 256) for model in models)
     assert remat["temporary_gib"] < 0.75 * plain["temporary_gib"]
     assert 1.2 < remat["tflop"] / plain["tflop"] < 1.45

@@ -9,7 +9,8 @@ from PIL import Image, ImageOps
 
 from vitkeras import data
 from vitkeras.data import decoding
-from vitkeras.data.decoding import MAX_TEXT_CHUNKS, declared_pixels, jpeg_orientation, png_has_alpha
+from vitkeras.data.decoding import MAX_TEXT_CHUNKS
+from vitkeras.data.image_headers import declared_pixels, exif_orientation, png_has_alpha
 
 
 @pytest.mark.parametrize("format, mode", [
@@ -96,16 +97,16 @@ def test_a_transparent_color_of_an_rgb_png_is_composited():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("byte_order", ["<", ">"])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_the_exif_orientation_is_applied(orientation, byte_order, mode):
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_the_exif_orientation_is_applied(orientation, byte_order, kind):
     exif = Image.Exif()
     exif.endian = byte_order
     exif[0x010F] = "a camera"
     exif[0x0112] = orientation
-    image = photo(30, 44, mode)
-    content = encode(image, "JPEG", exif=exif)
-    assert (b"MM" if byte_order == ">" else b"II") in content[:40]
-    assert int(jpeg_orientation(content)) == orientation
+    image = photo(30, 44, "RGB" if byte_order == ">" else "L")
+    content = encode(image, kind, exif=exif)
+    assert (b"MM\0*" if byte_order == ">" else b"II*\0") in content
+    assert int(exif_orientation(content)) == orientation
     opened = Image.open(io.BytesIO(content))
     expected = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"), int)
     out = data.decode_image(content).numpy()
@@ -127,22 +128,33 @@ def test_the_exif_orientation_is_applied(orientation, byte_order, mode):
     assert np.abs(crops[0].astype(int) - crops[1]).max() <= 12
 
 
-def test_files_without_a_valid_orientation_are_left_as_they_are():
-    orientation = tf.function(jpeg_orientation, input_signature=[tf.TensorSpec((), tf.string)])
-    content = encode(photo(30, 44), "JPEG")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_files_without_a_valid_orientation_are_left_as_they_are(kind):
+    orientation = tf.function(exif_orientation, input_signature=[tf.TensorSpec((), tf.string)])
+    content = encode(photo(12, 16), kind)
     exif = Image.Exif()
     exif[0x0112] = 6
-    oriented = encode(photo(30, 44), "JPEG", exif=exif)
-    begin = oriented.index(b"Exif\0\0")
+    oriented = encode(photo(12, 16), kind, exif=exif)
+    begin = oriented.index(b"MM\0*")
     assert int(orientation(content)) == 1 and int(orientation(oriented)) == 6
     rng = np.random.default_rng(0)
     for _ in range(300):
         mutated = bytearray(oriented)
-        for position in rng.integers(2, begin + 40, 3):
+        for position in [*rng.integers(2, 40, 2), *rng.integers(begin - 12, begin + 20, 2)]:
             mutated[position] = rng.integers(0, 256)
         assert 1 <= int(orientation(bytes(mutated))) <= 8
-    for cut in range(0, begin + 40):
+    for cut in [*range(40), *range(begin - 20, len(oriented))]:
         assert 1 <= int(orientation(oriented[:cut])) <= 8
+
+
+def test_the_exif_block_of_a_webp_may_have_the_prefix_of_jpeg():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encode(photo(12, 16), "WEBP", exif=exif)
+    name = content.index(b"EXIF")
+    block = content[name + 8 :]
+    prefixed = content[:name] + b"EXIF" + (len(block) + 6).to_bytes(4, "little") + b"Exif\0\0"
+    assert int(exif_orientation(prefixed + block)) == 6
 
 
 def test_transparency_is_found_in_the_header():
@@ -223,7 +235,7 @@ def test_webp(name, mode):
     content = encode(image, "WEBP", **WEBP[name])
     assert int(declared_pixels(content)) == 30 * 44
     with Image.open(io.BytesIO(content)) as read:
-        rgba = read.convert("RGBA")
+        rgba = ImageOps.exif_transpose(read).convert("RGBA")
         expected = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     out = data.decode_image(content).numpy().astype(int)
     # Pillow rounds its composite in another way.

@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Color under transparent pixels, RGB from 0 to 255. Recorded in the run and used in evaluation
     # and serving too.
     config.background = (255, 255, 255)
-    # Whether the EXIF orientation of JPEG files is applied. Recorded likewise.
+    # Whether the EXIF orientation is applied. Recorded likewise.
     config.exif_orientation = True
     # Whether resizing uses antialias. Recorded in the run and used in evaluation and serving too.
     config.antialias = False

@@ -9,7 +9,8 @@ import math
 import tensorflow as tf
 
 from vitkeras.arguments import check_choice, check_float, check_int, check_range
-from vitkeras.data.decoding import assert_bounded, jpeg_orientation
+from vitkeras.data.decoding import assert_bounded
+from vitkeras.data.image_headers import exif_orientation
 from vitkeras.data.mixing import mix
 from vitkeras.data.preprocessing import Preprocessing
 from vitkeras.data.randaugment import GRAY, rand_augment
@@ -244,7 +245,7 @@ def _inception_crop(preprocessing, image_bytes, seed):
         return image[y : y + height, x : x + width]
 
     def is_upright():
-        return jpeg_orientation(image_bytes) == 1
+        return exif_orientation(image_bytes) == 1
 
     upright_jpeg = tf.io.is_jpeg(image_bytes)
     if preprocessing.exif_orientation:

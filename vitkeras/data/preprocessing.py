@@ -32,7 +32,7 @@ class Preprocessing:
         image_size: `(height, width)` in pixels.
         antialias: Whether downsampling uses an antialias filter; the authors use none.
         background: Color under transparent pixels, RGB from 0 to 255.
-        exif_orientation: Whether the EXIF orientation of a JPEG is applied.
+        exif_orientation: Whether the EXIF orientation is applied.
     Source: The authors' code, https://github.com/google-research/vision_transformer: bilinear
         resize without antialias that ignores the aspect ratio, then (x - 127.5) / 127.5, which the
         model does.

@@ -10,8 +10,8 @@ import tensorflow as tf
 from PIL import Image
 
 from vitkeras import data
-from vitkeras.data.decoding import has_alpha, jpeg_orientation
 from vitkeras.data.examples import InMemoryExamples, Source
+from vitkeras.data.image_headers import exif_orientation, has_alpha
 from vitkeras.data.images import decode_error
 from vitkeras.data.sharding import exact_shard
 from vitkeras.preflight import report
@@ -67,7 +67,7 @@ def decode_sample(source: Source, count: int | None) -> Sample:
             sample.sizes.append((height, width))
             sample.formats.append(_format(content))
             if tf.io.is_jpeg(content):
-                num_rotated += int(jpeg_orientation(content)) != 1
+                num_rotated += int(exif_orientation(content)) != 1
             else:
                 num_transparent += bool(has_alpha(content))
     bad = [*source.bad_images, *sample.bad]

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from vitkeras.data.decoding import MAX_PIXELS, assert_supported, declared_pixels
+from vitkeras.data.decoding import MAX_PIXELS, assert_supported
+from vitkeras.data.image_headers import declared_pixels
 from vitkeras.data.preprocessing import Preprocessing
 
 #: Images of a request that are decoded in parallel.

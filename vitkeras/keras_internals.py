@@ -38,7 +38,7 @@ NAMES = {
         "_model_variables_moving_average",
         "_use_weight_decay",
     ),
-    "iterator": ("data_adapter",),
+    "iterator": ("_distributed_dataset", "data_adapter"),
     "losses": ("reduce_values",),
 }
 

@@ -86,6 +86,21 @@ def test_every_setup_equals_one_device(results, capsys):
             assert difference(setup, feature, "accuracies") < bound, (setup, feature)
 
 
+def test_a_step_is_traced_once(monkeypatch):
+    traced, train_step = [], trainer.ReplicaConsistentModel.train_step
+
+    def counted(self, data):
+        traced.append(1)
+        return train_step(self, data)
+
+    counted.__name__ = "train_step"
+    monkeypatch.setattr(trainer.ReplicaConsistentModel, "train_step", counted)
+    model = tiny_model()
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.fit(random_images(8), np.zeros(8), batch_size=4, epochs=2, verbose=0)
+    assert len(traced) == 1
+
+
 def test_keras_has_the_non_public_names():
     model = tiny_model()
     optimizer = keras.optimizers.SGD(use_ema=True)

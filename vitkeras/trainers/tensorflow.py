@@ -455,6 +455,11 @@ class ReplicaConsistentModel(keras.Model):
         base = ReplicaConsistentModel if method in vars(ReplicaConsistentModel) else keras.Model
         return getattr(type(self), method) is not getattr(base, method)
 
+    def _has_own_methods(self):
+        """Returns whether a subclass in the user's code overrides how a step is computed."""
+        methods = ("train_step", "test_step", "compute_loss", "compute_metrics")
+        return any(self._overrides(method) for method in methods)
+
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Creates metrics and optimizer variables in the scope, from the shard of one replica."""
         strategy = self.distribute_strategy
@@ -470,6 +475,12 @@ class ReplicaConsistentModel(keras.Model):
         if is_distributed(strategy):
             with strategy.scope():
                 self._symbolic_build(data_batch=data_batch)
+        elif iterator is not None and not self._has_own_methods():
+            # Keras creates the variables in the first trace of a step, and traces it again.
+            spec = iterator._distributed_dataset.element_spec
+            if all(isinstance(s, tf.TensorSpec) and s.shape.rank for s in tf.nest.flatten(spec)):
+                with strategy.scope():
+                    self._symbolic_build(data_batch=spec)
         else:
             super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
         if check:

@@ -113,7 +113,7 @@ def test_a_tpu_excludes_replicas_and_memory(tmp_path):
 def test_a_config_compiles_for_a_slice(data_dir, tmp_path):
     code, out, err = command(
         "preflight", "--config=digits", "--config.dtype=mixed_bfloat16", "--config.clip_norm=1.0",
-        "--config.ema_momentum=0.99", "--config.accumulation_steps=2",
+        "--config.ema_momentum=0.99", "--config.accumulation_steps=2", "--config.num_layers=2",
         f"--config.data_dir={data_dir}", "--seconds=1", "--tpu=v5e:2x2",
         f"--output={tmp_path / 'p.html'}",
     )  # fmt: skip

@@ -1,8 +1,10 @@
+import functools
 import json
 
 import pytest
 from helpers.processes import python
 
+import vitkeras as vk
 from experiments.benchmarks import attention, checkpointing, input_pipeline, model, serving
 
 SMALL = ("--variant=Ti/16", "--image_size=32", "--rounds=1")
@@ -21,8 +23,13 @@ def test_each_runs_as_a_module_and_imports_tensorflow_only_to_measure(name):
     assert process.returncode == 2 and "rounds" in process.stderr, process.stderr
 
 
+@pytest.fixture
+def two_layers(monkeypatch):
+    monkeypatch.setattr(vk, "vit", functools.partial(vk.vit, num_layers=2))
+
+
 @pytest.mark.slow
-def test_model(run_module):
+def test_model(run_module, two_layers):
     code, out, err = run_module(model, *SMALL, "--nobaseline")
     assert code == 0, err
     result = json.loads(out)
@@ -58,7 +65,7 @@ def test_input_pipeline(run_module):
 
 
 @pytest.mark.slow
-def test_serving(run_module):
+def test_serving(run_module, two_layers):
     code, out, err = run_module(serving, *SMALL, "--nobaseline")
     assert code == 0, err
     result = json.loads(out)

@@ -182,7 +182,7 @@ def test_run_resumes_bit_for_bit_after_a_full_disk_and_a_damaged_state(
 
 @pytest.mark.slow
 def test_two_hosts_resume_after_one_is_lost_and_equal_one_device(data_dir, tmp_path):
-    fields = {"dropout_rate": 0, "stochastic_depth_rate": 0, "epochs": 12, "evaluate_every": 6}
+    fields = {"dropout_rate": 0, "stochastic_depth_rate": 0, "epochs": 6, "evaluate_every": 3}
     fields["batch_size"] = 128
     single, run = tmp_path / "single", tmp_path / "hosts"
     expected = result_of(
@@ -214,7 +214,7 @@ def test_two_hosts_resume_after_one_is_lost_and_equal_one_device(data_dir, tmp_p
     assert "Resuming" not in outputs[1][2]  # only the chief logs
     texts = [(each / "metrics.csv").read_text() for each in (run, single)]
     tables = [[row.split(",") for row in text.splitlines()] for text in texts]
-    assert tables[0][0] == tables[1][0] and len(tables[0]) == len(tables[1]) == 13
+    assert tables[0][0] == tables[1][0] and len(tables[0]) == len(tables[1]) == 7
     for row, expected_row in zip(*(table[1:] for table in tables), strict=True):
         for cell, other in zip(row, expected_row, strict=True):
             assert cell == other == "" or abs(float(cell) - float(other)) < 1e-4
@@ -241,7 +241,6 @@ main.console_main()
 MOMENTS = {
     "versions": "strategy.installed_versions = lambda: installed_versions() | {'keras': '3.0.0'}",
     "killed before the versions are compared": "strategy.check_same_versions = die",
-    "killed before the data are opened": "from_config.open_source = die",
     "killed before the model is built": "from_config.build_model = die",
     "killed before the configs are compared": "strategy.check_same_on_hosts = check_config",
 }
@@ -266,9 +265,11 @@ def test_hosts_with_other_versions_or_lost_before_training_end_with_a_sentence(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(
+    "index, number, expected", [(0, signal.SIGINT, 130), (1, signal.SIGTERM, -signal.SIGTERM)]
+)
 def test_a_host_that_waits_for_another_one_ends_after_its_time_or_a_signal(
-    index, data_dir, tmp_path
+    index, number, expected, data_dir, tmp_path
 ):
     arguments = train_arguments(tmp_path / "run", data_dir, strategy="multi_worker")
     workers = ["127.0.0.1:0", "127.0.0.1:0"]
@@ -285,23 +286,22 @@ def test_a_host_that_waits_for_another_one_ends_after_its_time_or_a_signal(
         assert f"Waiting for the hosts {missing} in TF_CONFIG, 0 of 12 seconds." in error
         assert f"Waiting for the hosts {missing} in TF_CONFIG, 10 of 12 seconds." in error
         assert "error: All hosts in TF_CONFIG must start within 12 seconds." in error
-        for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)):
-            process = start(arguments, env=environment)
-            try:
-                read_until(process, f"Waiting for the hosts {missing}")
-                process.send_signal(number)
-                _, error = process.communicate(timeout=30)
-            finally:
-                process.kill()
-            assert process.returncode == expected and "Traceback" not in error, error
+        process = start(arguments, env=environment)
+        try:
+            read_until(process, f"Waiting for the hosts {missing}")
+            process.send_signal(number)
+            _, error = process.communicate(timeout=30)
+        finally:
+            process.kill()
+        assert process.returncode == expected and "Traceback" not in error, error
 
 
 @pytest.mark.slow
 def test_run_killed_at_any_moment_resumes_bit_for_bit(data_dir, tmp_path):
-    # Large enough for a save to take a while, so that a kill can interrupt one.
+    # Many weights and few tokens: saves take a while, so that a kill can interrupt one.
     fields = {
-        "batch_size": 32, "hidden_dim": 256, "mlp_dim": 1024, "num_layers": 4, "epochs": 4,
-        "evaluate_every": 2, "save_steps": 3, "steps_per_execution": 1,
+        "batch_size": 32, "variant": "Ti/8", "hidden_dim": 256, "mlp_dim": 1024, "num_layers": 4,
+        "epochs": 4, "evaluate_every": 2, "save_steps": 3, "steps_per_execution": 1,
     }  # fmt: skip
     reference, run = tmp_path / "reference", tmp_path / "run"
     arguments = train_arguments(run, data_dir, **fields)

@@ -307,6 +307,8 @@ def emulated_tpu_strategy(cores):
     cpu = tf.config.list_physical_devices("CPU")[0]
     devices = [tf.config.LogicalDeviceConfiguration()] * cores
     tf.config.set_logical_device_configuration(cpu, devices)
+    # With fewer threads than devices, the iterator of a distributed dataset can block.
+    tf.config.threading.set_inter_op_parallelism_threads(4 * cores)
     tf.config.list_logical_devices()
     # Grappler does not rewrite clusters; here it would rewrite the copies in different ways.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})

@@ -76,6 +76,9 @@ def own_step(base):
     return with_head(base, kind=OwnStep)
 
 
+#: Cases that also train on a `tf.data.Dataset`, within the scope.
+ON_DATASETS = ("uneven", "short first batch", "accumulation", "sample weights", "two outputs",
+               "steps_per_execution")  # fmt: skip
 #: Name: (model from the backbone, options of `compile`, options of `fit`).
 CASES = {
     "uneven": (with_head, {}, {}),
@@ -108,7 +111,7 @@ CASES = {
 }  # fmt: skip
 
 
-def train(scope, make, compile_options, fit_options):
+def train(scope, on_dataset, make, compile_options, fit_options):
     """Returns what must not depend on the number of replicas."""
     options = {"batch_size": 15, "count": 45, **fit_options}
     count, batch_size = options.pop("count"), options.pop("batch_size")
@@ -137,8 +140,7 @@ def train(scope, make, compile_options, fit_options):
         options["sample_weight"] = WEIGHTS[:count]
     options |= {"batch_size": batch_size, "verbose": 0, "shuffle": False}
     history = model.fit(x, y, epochs=3, validation_data=(x, y), **options).history
-    # From the second epoch on also within the scope, and from a dataset.
-    if "class_weight" not in options:
+    if on_dataset:
         data = tf.data.Dataset.from_tensor_slices(
             (x, y, options["sample_weight"]) if "sample_weight" in options else (x, y)
         )
@@ -169,7 +171,7 @@ def main():
     if replicas > 1:
         scope = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)]).scope
     for name in names:
-        for what, value in train(scope, *CASES[name]).items():
+        for what, value in train(scope, name in ON_DATASETS, *CASES[name]).items():
             results[f"{name}/{what}"] = value
     np.savez(out, **results)
 

@@ -24,6 +24,7 @@ from vitkeras.layers.regularization import Dropout, StochasticDepth
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(48, 8, 8, 3)).astype("float32")
 LABELS = RNG.integers(0, 5, 48).astype("int32")
+SMALL = TINY | {"num_layers": 1}
 ONE_DEVICE = tf.distribute.get_strategy()
 
 
@@ -42,7 +43,7 @@ def compiled(strategy, name="sgd", ema=None, clip_norm=None, **options):
     keras.utils.set_random_seed(0)
     with strategy.scope():
         model = vk.vit(
-            "Ti/4", image_size=8, num_classes=5, include_rescaling=False, **TINY | options
+            "Ti/4", image_size=8, num_classes=5, include_rescaling=False, **SMALL | options
         )
         optimizer = training.make_optimizer(
             name, 0.05, 0.01, clip_norm=clip_norm, ema_momentum=ema,
@@ -105,47 +106,11 @@ def compared(strategy, data=dataset, callbacks=list, steps=None, epochs=2, other
 def fit(strategy):
     """With clipping and a callback that sets the learning rate."""
     schedule = keras.callbacks.LearningRateScheduler(lambda epoch: 0.02 / (1 + epoch))
-    return compared(strategy, clip_norm=0.1, num_layers=1, callbacks=lambda: [schedule])
+    return compared(strategy, clip_norm=0.1, callbacks=lambda: [schedule])
 
 
 def accumulation(strategy):
     return compared(strategy, accumulation_steps=2, clip_norm=0.1, other={"accumulation_steps": 1})
-
-
-def steps(strategy):
-    """The function that `fit` calls, with batches that are not distributed by an iterator.
-
-    TensorFlow's iterator for 8 devices can block for minutes where there are few CPUs.
-    """
-    options = {"clip_norm": 0.1}
-    model, single = (
-        compiled(strategy, accumulation_steps=2, **options),
-        compiled(ONE_DEVICE, **options),
-    )
-    shard = 16 // strategy.num_replicas_in_sync
-    model._maybe_symbolic_build(data_batch=(IMAGES[:shard], LABELS[:shard]))
-    model.reset_metrics()
-    train, start = model.make_train_function(), weights(model)
-    for step in range(6):
-
-        def value(context, step=step):
-            begin = 16 * (step % 3) + shard * context.replica_id_in_sync_group
-            part = slice(begin, begin + shard)
-            return tf.constant(IMAGES[part]), tf.constant(LABELS[part])
-
-        batch = strategy.experimental_distribute_values_from_function(value)
-        logs = train(iter([batch]))
-        if step == 2:
-            loss = float(logs["loss"])
-            model.reset_metrics()
-    history = single.fit(dataset(), epochs=2, verbose=0).history
-    return {
-        "history": largest([loss, float(logs["loss"])], history["loss"]),
-        "weights": largest(weights(model), weights(single)),
-        "moved": largest(weights(model), start),
-        "between_replicas": between_replicas(model),
-        "iterations": int(model.optimizer.iterations.numpy()),
-    }
 
 
 def ema(strategy):

@@ -28,7 +28,9 @@ def run(cores, *cases, executable=sys.executable):
 
 
 def check_equal(result, steps):
-    assert all(result[name] < 1e-5 for name in DIFFERENCES if name in result), result
+    # Outputs are logits, after up to 140 steps.
+    bounds = {name: 5e-5 if "outputs" in name else 1e-5 for name in DIFFERENCES}
+    assert all(result[name] < bounds[name] for name in DIFFERENCES if name in result), result
     assert result["between_replicas"] == 0
     assert result["moved"] > 1e-3
     assert result["iterations"] == steps
@@ -72,10 +74,10 @@ def test_executions_ema_and_masks():
 
 @pytest.mark.slow
 def test_eight_cores_equal_one_device():
-    result = run(8, "collectives", "masks", "steps")
+    result = run(8, "collectives", "masks", "fit")
     check_collectives(result["collectives"], 8)
     check_masks(result["masks"])
-    check_equal(result["steps"], 6)
+    check_equal(result["fit"], 6)
 
 
 @pytest.mark.slow

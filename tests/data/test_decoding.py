@@ -116,16 +116,15 @@ def test_the_exif_orientation_is_applied(orientation, byte_order, kind):
     size = expected.shape[:2]
     preprocessing = data.Preprocessing(size)
     np.testing.assert_array_equal(preprocessing.evaluation_image(content), out)
-    for augmentation in ("none", "inception"):
-        image = data.Augmentation(augmentation).image(preprocessing, content, tf.constant([0, 1]))
-        assert image.shape == (*size, 3)
-        if augmentation == "none":
-            np.testing.assert_array_equal(image, out)
-    crops = [  # the same box of the upright image
-        data.Augmentation("inception").image(preprocessing, each, tf.constant([3, 1])).numpy()
-        for each in (content, encode(Image.fromarray(out)))
-    ]
-    assert np.abs(crops[0].astype(int) - crops[1]).max() <= 12
+    trained = data.Augmentation("none").image(preprocessing, content, tf.constant([0, 1]))
+    np.testing.assert_array_equal(trained, out)
+    if byte_order == ">":
+        crops = [  # the same box of the upright image
+            data.Augmentation("inception").image(preprocessing, each, tf.constant([3, 1])).numpy()
+            for each in (content, encode(Image.fromarray(out)))
+        ]
+        assert crops[0].shape == (*size, 3)
+        assert np.abs(crops[0].astype(int) - crops[1]).max() <= 12
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

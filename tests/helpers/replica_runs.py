@@ -8,7 +8,8 @@ steps_per_execution, which change results only by rounding. With `plain`, a plai
 trains, to show what Keras does.
 
 51 examples at batch size 17, which no number of replicas divides. TPUs train on 48 of them at batch
-size 16; `full_reference` is one device that does.
+size 16; `full_reference` is one device that does. With `plain`, the batch size is 16 and the last
+batch is short: Keras fails if the first batch does not divide.
 OUT has FEATURE/losses, /accuracies and /weights for each feature, or FEATURE/error.
 """
 
@@ -75,9 +76,9 @@ def train(strategy, plain, full, batch_sizes, smoothing=0.0, dtype="float32", **
         loss = training.SmoothedCrossEntropy(smoothing)
         model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False, **compile_options)
         evaluate = make_evaluator(model)
-    batches = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(
-        16 if full else 17, drop_remainder=full
-    )
+    batch_size = 16 if full or plain else 17
+    batches = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS))
+    batches = batches.batch(batch_size, drop_remainder=full)
     history = model.fit(batches, epochs=3, verbose=0).history
     evaluations = [
         model.evaluate(batches, verbose=0, return_dict=True),

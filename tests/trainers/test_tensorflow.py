@@ -78,7 +78,7 @@ def test_every_setup_equals_one_device(results, capsys):
             if feature not in FEATURES.get(setup, features):
                 continue
             for what in ("losses", "weights"):
-                # The rounding of bfloat16 depends on the CPU; Keras itself differs by 0.15 or more.
+                # The rounding of bfloat16 depends on the CPU; Keras itself differs by 0.1 or more.
                 bound = 4e-2 if is_bfloat16 else 1e-5
                 assert difference(setup, feature, what) < bound, (setup, feature, what)
             # In bfloat16, rounding may change the predicted class of an example.

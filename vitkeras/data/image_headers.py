@@ -5,6 +5,7 @@ The functions take any bytes as a scalar string; a damaged file gives a valid re
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 #: Bytes in which the EXIF segment of a JPEG is looked for, and which are read of an EXIF block.
@@ -13,13 +14,31 @@ EXIF_BYTES = 2**17
 MAX_CHUNKS = 200
 #: Flags in the header of a WebP file.
 WEBP_ANIMATION, WEBP_EXIF, WEBP_ALPHA = 2, 8, 16
+#: How the chunks of JPEG, PNG and WebP files are laid out: position of the first one, lengths of
+#: the parts of a name at 0 and 4, name of the EXIF chunk, bytes beside those that its size counts,
+#: whether sizes are rounded up to even ones, and where the data begins.
+CHUNKS = {
+    "start": np.array([2, 8, 12]),
+    "first_length": np.array([2, 0, 4]),
+    "second_length": np.array([6, 4, 0]),
+    "exif": [b"\xff\xe1Exif\0\0", b"eXIf", b"EXIF"],
+    "overhead": np.array([2, 12, 8]),
+    "even": np.array([0, 0, 1]),
+    "data": np.array([4, 8, 8]),
+}
+#: The size of a chunk is the sum of its first eight bytes times these.
+SIZE_WEIGHTS = [
+    [0, 0, 2**8, 1, 0, 0, 0, 0],
+    [2**24, 2**16, 2**8, 1, 0, 0, 0, 0],
+    [0, 0, 0, 0, 1, 2**8, 2**16, 2**24],
+]
 #: Zeros behind a string, so that what lies behind its end can be read.
 PADDING = b"\0" * 32
 
 
 def has_text(image_bytes: tf.Tensor, text: bytes, position: int = 0) -> tf.Tensor:
     """Returns whether a file has a text at a position below 16, bool."""
-    start = tf.strings.substr(image_bytes, 0, 32) + PADDING
+    start = tf.strings.substr(image_bytes, 0, 32) + PADDING if position else image_bytes
     return tf.strings.substr(start, position, len(text)) == text
 
 
@@ -89,10 +108,23 @@ def has_alpha(image_bytes: tf.Tensor) -> tf.Tensor:
 
 def png_has_alpha(image_bytes: tf.Tensor) -> tf.Tensor:
     """Returns whether a PNG may have an alpha channel or a transparent color, bool."""
+    text = image_bytes + PADDING
+
+    def name(position):
+        return tf.strings.substr(text, position + 4, 4)
+
+    def is_last(position):
+        return (name(position) == b"tRNS") | (name(position) == b"IDAT")
+
+    def following(position):
+        return position + 12 + _number(text, position, 4)
+
+    end = tf.cast(tf.strings.length(image_bytes), tf.int64)
+    position = _walk(tf.constant(8, tf.int64), end, is_last, following)
+    color_type = tf.strings.substr(text, 25, 1)
     # A file with more chunks is decoded as if it had alpha, which gives the same pixels.
-    _, name = _png_chunk(image_bytes, b"tRNS")
-    color_type = tf.strings.substr(image_bytes + PADDING, 25, 1)
-    return ~((color_type != b"\4") & (color_type != b"\6") & (name == b"IDAT"))
+    is_opaque = (color_type != b"\4") & (color_type != b"\6") & (name(position) == b"IDAT")
+    return ~is_opaque
 
 
 def exif_orientation(image_bytes: tf.Tensor) -> tf.Tensor:
@@ -100,21 +132,40 @@ def exif_orientation(image_bytes: tf.Tensor) -> tf.Tensor:
 
     In a PNG it is read before the pixels, where the standard puts it.
     """
-    position = tf.case(
-        [
-            (tf.io.is_jpeg(image_bytes), lambda: _jpeg_exif(image_bytes)),
-            (_has_webp_flag(image_bytes, WEBP_EXIF), lambda: _webp_exif(image_bytes)),
-            (has_text(image_bytes, b"\x89PNG"), lambda: _png_exif(image_bytes)),
-        ],
-        default=lambda: tf.constant(0, tf.int64),
-    )
+    # One loop for all formats: branches would make the graph of an input pipeline slow to start.
+    is_jpeg = has_text(image_bytes, b"\xff\xd8\xff")
+    is_png = has_text(image_bytes, b"\x89PNG")
+    has_chunks = is_jpeg | is_png | _has_webp_flag(image_bytes, WEBP_EXIF)
+    index = tf.where(is_jpeg, 0, tf.where(is_png, 1, 2))
+    layout = {name: tf.constant(values)[index] for name, values in CHUNKS.items()}
+    size_weights = tf.constant(SIZE_WEIGHTS, tf.int64)[index]
+    length = tf.strings.length(image_bytes)
+    text = tf.strings.substr(image_bytes, 0, tf.where(is_jpeg, EXIF_BYTES, length)) + PADDING
+    end = tf.cast(tf.strings.length(text) - len(PADDING), tf.int64)
+
+    def name(position):
+        first = tf.strings.substr(text, position, layout["first_length"])
+        return first + tf.strings.substr(text, position + 4, layout["second_length"])
+
+    def is_last(position):
+        marker = _number(text, position, 2)
+        pixels = is_jpeg & ((marker < 0xFFC0) | (marker == 0xFFDA))
+        return pixels | (name(position) == layout["exif"]) | (name(position) == b"IDAT")
+
+    def following(position):
+        digits = tf.io.decode_raw(tf.strings.substr(text, position, 8), tf.uint8)
+        size = tf.reduce_sum(tf.cast(digits, tf.int64) * size_weights)
+        return position + layout["overhead"] + size + size % 2 * layout["even"]
+
+    position = _walk(tf.where(has_chunks, layout["start"], end), end, is_last, following)
+    begin = tf.minimum(position + layout["data"], end)
+    has_prefix = tf.strings.substr(text, begin, 6) == b"Exif\0\0"
+    begin = tf.where(has_prefix, tf.minimum(begin + 6, end), begin)
 
     def read():
-        length = tf.strings.length(image_bytes)
-        position_inside = tf.minimum(position, tf.cast(length, tf.int64))
-        return _tiff_orientation(tf.strings.substr(image_bytes, position_inside, EXIF_BYTES))
+        return _tiff_orientation(tf.strings.substr(image_bytes, begin, EXIF_BYTES))
 
-    return tf.cond(position > 0, read, lambda: 1)
+    return tf.cond((position < end) & (name(position) == layout["exif"]), read, lambda: 1)
 
 
 def _tiff_orientation(block):
@@ -138,79 +189,17 @@ def _tiff_orientation(block):
     return tf.cast(tf.where((value >= 1) & (value <= 8), value, 1), tf.int32)
 
 
-def _jpeg_exif(image_bytes):
-    """Returns the position of the EXIF block of a JPEG, int64; 0 if there is none."""
-    head = tf.strings.substr(image_bytes, 0, EXIF_BYTES)
-    text = head + PADDING
-
-    def is_exif(position):
-        name = tf.strings.substr(text, position + 4, 6)
-        return (_number(text, position, 2) == 0xFFE1) & (name == b"Exif\0\0")
-
-    def is_last(position):
-        marker = _number(text, position, 2)
-        return is_exif(position) | (marker < 0xFFC0) | (marker == 0xFFDA)
-
-    def following(position):
-        return position + 2 + tf.maximum(_number(text, position + 2, 2), 2)
-
-    position = _walk(head, 2, is_last, following)
-    return tf.where(is_exif(position), position + 10, 0)
-
-
-def _png_exif(image_bytes):
-    """Returns the position of the EXIF block of a PNG, int64; 0 if there is none."""
-    position, name = _png_chunk(image_bytes, b"eXIf")
-    return tf.where(name == b"eXIf", position + 8, 0)
-
-
-def _webp_exif(image_bytes):
-    """Returns the position of the EXIF block of a WebP file, int64; 0 if there is none."""
-    text = image_bytes + PADDING
-
-    def name(position):
-        return tf.strings.substr(text, position, 4)
-
-    def following(position):
-        size = _number(text, position + 4, 4, "little")
-        return position + 8 + size + size % 2
-
-    position = _walk(image_bytes, 12, lambda position: name(position) == b"EXIF", following)
-    prefix = tf.strings.substr(text, position + 8, 6) == b"Exif\0\0"
-    start = position + 8 + tf.where(prefix, tf.constant(6, tf.int64), 0)
-    return tf.where(name(position) == b"EXIF", start, 0)
-
-
-def _png_chunk(image_bytes, wanted):
-    """Returns position and name of the first chunk of a PNG that is wanted or has pixels.
-
-    Returns:
-        int64 and string; the name of another chunk if `MAX_CHUNKS` come before.
-    """
-    text = image_bytes + PADDING
-
-    def name(position):
-        return tf.strings.substr(text, position + 4, 4)
-
-    def is_last(position):
-        return (name(position) == wanted) | (name(position) == b"IDAT")
-
-    position = _walk(image_bytes, 8, is_last, lambda at: at + 12 + _number(text, at, 4))
-    return position, name(position)
-
-
 def _walk(
-    image_bytes: tf.Tensor,
-    start: int,
+    start: tf.Tensor,
+    end: tf.Tensor,
     is_last: Callable[[tf.Tensor], tf.Tensor],
     following: Callable[[tf.Tensor], tf.Tensor],
 ) -> tf.Tensor:
-    """Returns the position of the last chunk, or the length of the file, int64."""
-    length = tf.cast(tf.strings.length(image_bytes), tf.int64)
+    """Returns the position of the last chunk, or the end, int64."""
     (position,) = tf.while_loop(
-        lambda position: (position < length) & ~is_last(position),
-        lambda position: (tf.minimum(following(position), length),),
-        (tf.minimum(tf.constant(start, tf.int64), length),),
+        lambda position: (position < end) & ~is_last(position),
+        lambda position: (tf.minimum(following(position), end),),
+        (tf.minimum(start, end),),
         maximum_iterations=MAX_CHUNKS,
     )
     return position

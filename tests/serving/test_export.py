@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -26,6 +27,29 @@ from vitkeras.models.resnet import build_resnet
 from vitkeras.serving import export, model_card
 
 SERVER_FILES = {"models.config", "batching_parameters.txt", "monitoring.config", ".lock"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["channels_first", "float64", "float16"])
+def test_a_global_setting_changes_no_answer(setting, tmp_path):
+    def answer(folder):
+        keras.utils.set_random_seed(0)
+        exported = make(image_size=SIZE, dtype="float32", num_classes=len(CLASS_NAMES))
+        path = serving.export_saved_model(exported, PREPROCESSING, CLASS_NAMES, folder)
+        return tf.saved_model.load(path).signatures["serving_default"](tf.constant([JPEG]))
+
+    expected = answer(tmp_path / "default")
+    try:
+        if setting == "channels_first":
+            keras.config.set_image_data_format(setting)
+        else:
+            keras.config.set_floatx(setting)
+        actual = answer(tmp_path / setting)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+        keras.config.set_floatx("float32")
+    for name, value in expected.items():
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
 @pytest.mark.slow

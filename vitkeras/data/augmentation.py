@@ -9,8 +9,8 @@ import math
 import tensorflow as tf
 
 from vitkeras.arguments import check_choice, check_float, check_int, check_range
-from vitkeras.data.decoding import assert_bounded
-from vitkeras.data.image_headers import exif_orientation
+from vitkeras.data.decoding import assert_decodable
+from vitkeras.data.image_headers import read_header
 from vitkeras.data.mixing import mix
 from vitkeras.data.preprocessing import Preprocessing
 from vitkeras.data.randaugment import GRAY, rand_augment
@@ -233,22 +233,21 @@ def _inception_crop(preprocessing, image_bytes, seed):
         )
         return begin[0], begin[1], size[0], size[1]
 
+    header = read_header(image_bytes)
+
     def crop_jpeg():
-        sides = tf.io.extract_jpeg_shape(image_bytes)[:2]
-        checked = assert_bounded(image_bytes, tf.reduce_prod(tf.cast(sides, tf.int64)))
+        checked = assert_decodable(image_bytes, header)
+        sides = tf.io.extract_jpeg_shape(checked)[:2]
         shape = tf.concat([sides, [3]], 0)  # extract_jpeg_shape returns 4 channels for CMYK
         return tf.image.decode_and_crop_jpeg(checked, tf.stack(sample_box(shape)), channels=3)
 
     def crop_other():
-        image = preprocessing.decode(image_bytes)
+        image = preprocessing.decode(image_bytes, header)
         y, x, height, width = sample_box(tf.shape(image))
         return image[y : y + height, x : x + width]
 
-    def is_upright():
-        return exif_orientation(image_bytes) == 1
-
-    upright_jpeg = tf.io.is_jpeg(image_bytes)
+    crops_jpeg = header.is_jpeg
     if preprocessing.exif_orientation:
-        upright_jpeg = tf.cond(upright_jpeg, is_upright, lambda: False)
-    image = tf.cond(upright_jpeg, crop_jpeg, crop_other)
+        crops_jpeg &= header.orientation == 1
+    image = tf.cond(crops_jpeg, crop_jpeg, crop_other)
     return tf.ensure_shape(image, (None, None, 3))

@@ -7,8 +7,7 @@ import functools
 
 import tensorflow as tf
 
-from vitkeras.data import image_headers
-from vitkeras.data.image_headers import declared_pixels, has_alpha
+from vitkeras.data.image_headers import HEADER_SPEC, ImageHeader, read_header
 
 #: Maximum number of pixels of an image: 10,000 x 10,000, 300 MB decoded. A small file may declare
 #: any size in its header.
@@ -21,11 +20,14 @@ BLOCK_PIXELS = 2**22
 MAX_SCANNED_PIXELS = 16 * MAX_PIXELS
 #: Maximum number of compressed text chunks of a PNG, of which each takes up to 8 MB.
 MAX_TEXT_CHUNKS = 8
+#: For each EXIF orientation, whether the transposed or untransposed image is flipped vertically,
+#: and horizontally.
+FLIPS = [[o in (3, 4, 7, 8), o in (2, 3, 6, 7)] for o in range(9)]
 
 
 def decode_image(
     image_bytes: tf.Tensor,
-    num_pixels: tf.Tensor | None = None,
+    header: ImageHeader | None = None,
     background: tuple[int, int, int] = WHITE,
     exif_orientation: bool = True,
 ) -> tf.Tensor:
@@ -36,7 +38,7 @@ def decode_image(
 
     Args:
         image_bytes: Scalar string.
-        num_pixels: Result of `declared_pixels` for the image, if the caller has it.
+        header: Result of `read_header` for the image, if the caller has it.
         background: Color under transparent pixels, 0 to 255.
         exif_orientation: Whether the EXIF orientation is applied.
     Returns:
@@ -45,25 +47,23 @@ def decode_image(
         tf.errors.InvalidArgumentError: If the bytes are no such image, or the header declares more
             than `MAX_PIXELS`.
     """
-    decoder = _decoder(tuple(background), exif_orientation, num_pixels is not None)
-    return decoder(image_bytes) if num_pixels is None else decoder(image_bytes, num_pixels)
+    header = read_header(image_bytes) if header is None else header
+    return _decoder(tuple(background), exif_orientation)(image_bytes, header)
 
 
 @functools.lru_cache
-def _decoder(background, exif_orientation, has_num_pixels):
+def _decoder(background, exif_orientation):
     """Returns the function that decodes; it is traced once for all pipelines of a process."""
 
-    def decode(image_bytes, num_pixels=None):
-        return _decode(image_bytes, num_pixels, background, exif_orientation)
+    def decode(image_bytes, header):
+        return _decode(image_bytes, header, background, exif_orientation)
 
-    scalars = [tf.TensorSpec((), tf.string), tf.TensorSpec((), tf.int64)]
-    return tf.function(decode, input_signature=scalars[: 1 + has_num_pixels], autograph=False)
+    signature = [tf.TensorSpec((), tf.string), HEADER_SPEC]
+    return tf.function(decode, input_signature=signature, autograph=False)
 
 
-def _decode(image_bytes, num_pixels, background, exif_orientation):
-    image_bytes = assert_supported(image_bytes)
-    num_pixels = declared_pixels(image_bytes) if num_pixels is None else num_pixels
-    image_bytes = assert_bounded(image_bytes, num_pixels)
+def _decode(image_bytes, header, background, exif_orientation):
+    image_bytes = assert_decodable(image_bytes, header)
 
     def opaque():
         return tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
@@ -72,12 +72,9 @@ def _decode(image_bytes, num_pixels, background, exif_orientation):
         image = tf.io.decode_image(image_bytes, channels=4, expand_animations=False)
         return composite(image, background)
 
-    def png_or_webp():
-        return tf.cond(has_alpha(image_bytes), transparent, opaque)
-
-    image = tf.cond(tf.io.is_jpeg(image_bytes), opaque, png_or_webp)
+    image = tf.cond(header.has_alpha, transparent, opaque)
     if exif_orientation:
-        image = orient(image, image_headers.exif_orientation(image_bytes))
+        image = orient(image, header.orientation)
     return tf.ensure_shape(image, (None, None, 3))
 
 
@@ -114,65 +111,50 @@ def composite(image: tf.Tensor, background: tuple[int, int, int]) -> tf.Tensor:
 def orient(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """Returns an image `(h, w, c)` as its EXIF orientation, 1 to 8, shows it."""
 
-    def one_of(*orientations):
-        return tf.reduce_any(orientation == tf.constant(orientations))
-
     def upright():
-        out = tf.cond(orientation >= 5, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
-        out = tf.cond(one_of(2, 3, 6, 7), lambda: tf.reverse(out, [1]), lambda: out)
-        return tf.cond(one_of(3, 4, 7, 8), lambda: tf.reverse(out, [0]), lambda: out)
+        is_transposed = orientation >= 5
+        is_flipped = tf.gather(FLIPS, orientation)  # vertically, horizontally
+        axes = tf.where(is_transposed, [1, 0, 2], [0, 1, 2])
+        return tf.reverse(tf.transpose(image, axes), tf.where(is_flipped)[:, 0])
 
     return tf.cond(orientation == 1, lambda: image, upright)
 
 
-def assert_supported(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Returns `image_bytes`; fails when executed unless it starts as a supported image does."""
-    supported = image_headers.is_supported(image_bytes)
-    check = tf.debugging.Assert(supported, ["not a JPEG, PNG or WebP image"])
-    with tf.control_dependencies([] if check is None else [check]):
+def assert_decodable(image_bytes: tf.Tensor, header: ImageHeader) -> tf.Tensor:
+    """Returns `image_bytes`; fails when executed if the format is not supported, or if decoding
+    would take much memory or time."""
+
+    # Nothing else in a JPEG starts with this marker, except thumbnails in its header.
+    def scans():
+        return count(image_bytes, b"\xff\xda")
+
+    def texts():
+        return count(image_bytes, b"zTXt") + count(image_bytes, b"iTXt")
+
+    num_parts = tf.cond(header.is_jpeg, scans, texts)
+    # Unlike `tf.debugging.Assert`, the operation adds no branch to the graph.
+    check = tf.raw_ops.Assert
+    pixels = f"An image must have at most {MAX_PIXELS:,} pixels. Its header declares"
+    scans_message = "An image has too many scans for its size. Number of scans:"
+    texts_message = f"A PNG must have at most {MAX_TEXT_CHUNKS} compressed texts. It has"
+    scanned = header.num_pixels * num_parts
+    checks = [
+        check(condition=header.is_supported, data=["not a JPEG, PNG or WebP image"]),
+        check(condition=header.num_pixels <= MAX_PIXELS, data=[pixels, header.num_pixels]),
+        check(
+            condition=~header.is_jpeg | (scanned <= MAX_SCANNED_PIXELS),
+            data=[scans_message, num_parts],
+        ),
+        check(
+            condition=header.is_jpeg | (num_parts <= MAX_TEXT_CHUNKS),
+            data=[texts_message, num_parts],
+        ),
+    ]
+    with tf.control_dependencies([each for each in checks if each is not None]):
         return tf.identity(image_bytes)
 
 
-def assert_bounded(image_bytes: tf.Tensor, num_pixels: tf.Tensor) -> tf.Tensor:
-    """Returns `image_bytes`; fails when executed if decoding would take much memory or time.
-
-    Args:
-        image_bytes: Scalar string, a JPEG or PNG.
-        num_pixels: Result of `declared_pixels`, int64.
-    """
-
-    def jpeg():
-        # Nothing else in a JPEG starts with this marker, except thumbnails in its header.
-        scans = tf.cast(count(image_bytes, b"\xff\xda"), tf.int64)
-        return [
-            tf.debugging.Assert(
-                num_pixels * scans <= MAX_SCANNED_PIXELS,
-                ["An image has too many scans for its size. Number of scans:", scans],
-            )
-        ]
-
-    def png():
-        chunks = count(image_bytes, b"zTXt") + count(image_bytes, b"iTXt")
-        return [
-            tf.debugging.Assert(
-                chunks <= MAX_TEXT_CHUNKS,
-                [f"A PNG must have at most {MAX_TEXT_CHUNKS} compressed texts. It has", chunks],
-            )
-        ]
-
-    def checked(assertions):
-        def branch():
-            with tf.control_dependencies([each for each in assertions() if each is not None]):
-                return tf.identity(image_bytes)
-
-        return branch
-
-    message = f"An image must have at most {MAX_PIXELS:,} pixels. Its header declares"
-    check = tf.debugging.Assert(num_pixels <= MAX_PIXELS, [message, num_pixels])
-    with tf.control_dependencies([] if check is None else [check]):
-        return tf.cond(tf.io.is_jpeg(image_bytes), checked(jpeg), checked(png))
-
-
 def count(text: tf.Tensor, pattern: bytes) -> tf.Tensor:
-    """Returns how often a pattern occurs in a scalar string, int32."""
-    return tf.shape(tf.raw_ops.StringSplitV2(input=[text], sep=pattern).values)[0] - 1
+    """Returns how often a pattern occurs in a scalar string, int64."""
+    parts = tf.raw_ops.StringSplitV2(input=[text], sep=pattern).values
+    return tf.size(parts, tf.int64) - 1

@@ -1,9 +1,6 @@
-"""What the headers of JPEG, PNG and WebP files say, read in TensorFlow without decoding.
+"""What the headers of JPEG, PNG and WebP files say, read in TensorFlow without decoding."""
 
-The functions take any bytes as a scalar string; a damaged file gives a valid result too.
-"""
-
-from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -12,160 +9,180 @@ import tensorflow as tf
 EXIF_BYTES = 2**17
 #: Maximum number of chunks of a file that are visited.
 MAX_CHUNKS = 200
-#: Flags in the header of a WebP file.
+#: Flags of a WebP file in the extended format.
 WEBP_ANIMATION, WEBP_EXIF, WEBP_ALPHA = 2, 8, 16
-#: How the chunks of JPEG, PNG and WebP files are laid out: position of the first one, lengths of
-#: the parts of a name at 0 and 4, name of the EXIF chunk, bytes beside those that its size counts,
-#: whether sizes are rounded up to even ones, and where the data begins.
-CHUNKS = {
-    "start": np.array([2, 8, 12]),
-    "first_length": np.array([2, 0, 4]),
-    "second_length": np.array([6, 4, 0]),
-    "exif": [b"\xff\xe1Exif\0\0", b"eXIf", b"EXIF"],
-    "overhead": np.array([2, 12, 8]),
-    "even": np.array([0, 0, 1]),
-    "data": np.array([4, 8, 8]),
-}
-#: The size of a chunk is the sum of its first eight bytes times these.
-SIZE_WEIGHTS = [
-    [0, 0, 2**8, 1, 0, 0, 0, 0],
-    [2**24, 2**16, 2**8, 1, 0, 0, 0, 0],
-    [0, 0, 0, 0, 1, 2**8, 2**16, 2**24],
-]
-#: Zeros behind a string, so that what lies behind its end can be read.
-PADDING = b"\0" * 32
+#: Bytes of a file that hold its header, and those that hold the name and the size of a chunk.
+HEADER_BYTES, CHUNK_BYTES = 32, 10
 
 
-def has_text(image_bytes: tf.Tensor, text: bytes, position: int = 0) -> tf.Tensor:
-    """Returns whether a file has a text at a position below 16, bool."""
-    start = tf.strings.substr(image_bytes, 0, 32) + PADDING if position else image_bytes
-    return tf.strings.substr(start, position, len(text)) == text
+def _patterns(length, *patterns):
+    """Returns bytes `(n, length)`, and which of them a file must have; None is any byte."""
+    values = np.zeros((len(patterns), length), np.int64)
+    required = np.zeros((len(patterns), length), bool)
+    for row, pattern in enumerate(patterns):
+        for column, value in enumerate(pattern):
+            if value is not None:
+                values[row, column], required[row, column] = value, True
+    return values, required
 
 
-def is_webp(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Returns whether a file starts as a WebP file does, bool."""
-    return has_text(image_bytes, b"RIFF") & has_text(image_bytes, b"WEBP", 8)
+def _weights(length, *numbers):
+    """Returns the factors of bytes, `(n, length)`, in numbers of (position, bytes, byte order)."""
+    weights = np.zeros((len(numbers), length), np.int64)
+    for row, (position, size, byte_order) in enumerate(numbers):
+        powers = 256 ** np.arange(size)
+        weights[row, position : position + size] = powers[:: -1 if byte_order == "big" else 1]
+    return weights
 
 
-def is_supported(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Returns whether a file starts as a JPEG, a PNG or a WebP file with one frame does, bool.
+#: The formats, in this order in all tables. TensorFlow reads no size of a PNG whose first chunk is
+#: not IHDR, nor of a WebP whose first chunk is none of these.
+JPEG, PNG, WEBP_LOSSY, WEBP_LOSSLESS, WEBP_EXTENDED, UNKNOWN = range(6)
+_ANY = [None] * 4
+SIGNATURES = _patterns(
+    16,
+    b"\xff\xd8\xff",
+    [*b"\x89PNG\r\n\x1a\n", *_ANY, *b"IHDR"],
+    *([*b"RIFF", *_ANY, *b"WEBP", *name] for name in (b"VP8 ", b"VP8L", b"VP8X")),
+)
+#: Height and width of a PNG, of a lossy WebP, both in one number of a lossless WebP, height and
+#: width of an extended WebP, and its flags.
+HEADER_NUMBERS = _weights(
+    HEADER_BYTES,
+    (20, 4, "big"), (16, 4, "big"), (28, 2, "little"), (26, 2, "little"), (21, 4, "little"),
+    (27, 3, "little"), (24, 3, "little"), (20, 1, "little"),
+)  # fmt: skip
+#: For JPEG, PNG and WebP: the name of an EXIF chunk, position of the first chunk, where the size of
+#: a chunk is, bytes that it does not count, whether it is rounded up to an even number, and the
+#: position of the data.
+CHUNK_NAMES = _patterns(
+    CHUNK_BYTES, [0xFF, 0xE1, None, None, *b"Exif\0\0"], [*_ANY, *b"eXIf"], b"EXIF"
+)
+FIRST_CHUNK = np.array([2, 8, 12])
+CHUNK_SIZES = _weights(CHUNK_BYTES, (2, 2, "big"), (0, 4, "big"), (4, 4, "little"))
+CHUNK_OVERHEAD = np.array([2, 12, 8])
+CHUNKS_ARE_EVEN = np.array([0, 0, 1])
+CHUNK_DATA = np.array([4, 8, 8])
+#: Other chunks of a PNG: a transparent color, pixels.
+PNG_NAMES = _patterns(CHUNK_BYTES, [*_ANY, *b"tRNS"], [*_ANY, *b"IDAT"])
 
-    A PNG file whose first chunk is not IHDR does not, nor does a WebP file with another first
-    chunk than those of images: `declared_pixels` would read a wrong size.
+
+class ImageHeader(NamedTuple):
+    """What the header of an image says; scalar tensors.
+
+    Attributes:
+        is_jpeg: Whether it is a JPEG, bool.
+        is_supported: Whether the file starts as a JPEG, a PNG or a WebP of one frame does, bool.
+        num_pixels: Height times width, int64; 0 for other formats.
+        has_alpha: Whether a PNG or WebP may have transparent pixels, bool.
+        orientation: EXIF orientation, 1 to 8, int32; 1 if there is none. In a PNG it is read
+            before the pixels, where the standard puts it.
     """
-    is_png = has_text(image_bytes, b"\x89PNG\r\n\x1a\n") & has_text(image_bytes, b"IHDR", 12)
-    is_still = has_text(image_bytes, b"VP8 ", 12) | has_text(image_bytes, b"VP8L", 12)
-    is_extended = has_text(image_bytes, b"VP8X", 12)
-    is_still |= is_extended & ~_has_webp_flag(image_bytes, WEBP_ANIMATION)
-    is_jpeg = has_text(image_bytes, b"\xff\xd8\xff")
-    return is_jpeg | is_png | (is_webp(image_bytes) & is_still)
+
+    is_jpeg: tf.Tensor
+    is_supported: tf.Tensor
+    num_pixels: tf.Tensor
+    has_alpha: tf.Tensor
+    orientation: tf.Tensor
 
 
-def declared_pixels(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Returns height times width from the header of an image, int64; 0 for other formats."""
-    start = tf.strings.substr(image_bytes, 0, 32) + PADDING
+HEADER_SPEC = ImageHeader(
+    tf.TensorSpec((), tf.bool),
+    tf.TensorSpec((), tf.bool),
+    tf.TensorSpec((), tf.int64),
+    tf.TensorSpec((), tf.bool),
+    tf.TensorSpec((), tf.int32),
+)
 
-    def jpeg():
-        return tf.cast(tf.io.extract_jpeg_shape(image_bytes), tf.int64)[:2]
 
-    def png():
-        return _number(start, 16, 4), _number(start, 20, 4)
+@tf.function(input_signature=[tf.TensorSpec((), tf.string)], autograph=False)
+def read_header(image_bytes: tf.Tensor) -> ImageHeader:
+    """Reads the header of an image. The bytes, a scalar string, may be any.
 
-    def webp():
-        def lossy():
-            return [_number(start, at, 2, "little") % 2**14 for at in (26, 28)]
-
-        def lossless():
-            bits = _number(start, 21, 4, "little")
-            return [part % 2**14 + 1 for part in (bits, bits // 2**14)]
-
-        def extended():
-            return [_number(start, at, 3, "little") + 1 for at in (24, 27)]
-
-        cases = [(has_text(image_bytes, b"VP8 ", 12), lossy)]
-        cases += [(has_text(image_bytes, b"VP8L", 12), lossless)]
-        return tf.case(cases, default=extended)
-
-    formats = [
-        (tf.io.is_jpeg(image_bytes), jpeg),
-        (has_text(image_bytes, b"\x89PNG"), lambda: tf.stack(png())),
-        (is_webp(image_bytes), lambda: tf.stack(webp())),
+    Raises:
+        tf.errors.InvalidArgumentError: If a JPEG declares no size.
+    """
+    # Few operations on tables instead of branches: they are in the graph of every input pipeline,
+    # which is optimized whenever an iterator is created.
+    header = _bytes(image_bytes, 0, HEADER_BYTES)
+    found = _matches(header[:16], SIGNATURES)
+    kind = tf.where(tf.reduce_any(found), tf.argmax(found, output_type=tf.int32), UNKNOWN)
+    is_jpeg, is_png = kind == JPEG, kind == PNG
+    *sides, bits, height, width, flags = tf.unstack(
+        tf.reduce_sum(header * tf.constant(HEADER_NUMBERS), 1)
+    )
+    flags = tf.where(kind == WEBP_EXTENDED, flags, 0)
+    jpeg_sides = tf.cond(
+        is_jpeg, lambda: tf.io.extract_jpeg_shape(image_bytes)[:2], lambda: tf.zeros(2, tf.int32)
+    )
+    jpeg_height, jpeg_width = tf.unstack(tf.cast(jpeg_sides, tf.int64))
+    all_sides = [
+        [jpeg_height, jpeg_width],
+        # The standard allows 31 bits; the product of 32 bits overflows.
+        [tf.minimum(side, 2**31) for side in sides[:2]],
+        [side % 2**14 for side in sides[2:]],
+        [bits // 2**14 % 2**14 + 1, bits % 2**14 + 1],
+        [height + 1, width + 1],
+        [tf.constant(0, tf.int64)] * 2,
     ]
-    return tf.reduce_prod(tf.case(formats, default=lambda: tf.zeros(2, tf.int64)))
+    chunks = _visit_chunks(image_bytes, is_jpeg, is_png, is_jpeg | is_png | _has(flags, WEBP_EXIF))
+    png_alpha = (header[25] == 4) | (header[25] == 6) | ~chunks.is_opaque
+    webp_alpha = _has(flags, WEBP_ALPHA) | ((kind == WEBP_LOSSLESS) & _has(bits, 2**28))
+    return ImageHeader(
+        is_jpeg,
+        (kind != UNKNOWN) & ~_has(flags, WEBP_ANIMATION),
+        tf.reduce_prod(tf.gather(all_sides, kind)),
+        (is_png & png_alpha) | webp_alpha,
+        _tiff_orientation(tf.strings.substr(image_bytes, chunks.exif, EXIF_BYTES)),
+    )
 
 
-def has_alpha(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Returns whether a PNG or WebP may have transparent pixels, bool."""
+class _Chunks(NamedTuple):
+    """Position of the data of the EXIF chunk, or the end; whether no chunk declares transparency.
 
-    def webp():
-        start = tf.strings.substr(image_bytes, 0, 32) + PADDING
-        bit = _number(start, 21, 4, "little") // 2**28 % 2 == 1
-        lossless = has_text(image_bytes, b"VP8L", 12) & bit
-        return lossless | _has_webp_flag(image_bytes, WEBP_ALPHA)
-
-    return tf.cond(is_webp(image_bytes), webp, lambda: png_has_alpha(image_bytes))
-
-
-def png_has_alpha(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Returns whether a PNG may have an alpha channel or a transparent color, bool."""
-    text = image_bytes + PADDING
-
-    def name(position):
-        return tf.strings.substr(text, position + 4, 4)
-
-    def is_last(position):
-        return (name(position) == b"tRNS") | (name(position) == b"IDAT")
-
-    def following(position):
-        return position + 12 + _number(text, position, 4)
-
-    end = tf.cast(tf.strings.length(image_bytes), tf.int64)
-    position = _walk(tf.constant(8, tf.int64), end, is_last, following)
-    color_type = tf.strings.substr(text, 25, 1)
-    # A file with more chunks is decoded as if it had alpha, which gives the same pixels.
-    is_opaque = (color_type != b"\4") & (color_type != b"\6") & (name(position) == b"IDAT")
-    return ~is_opaque
-
-
-def exif_orientation(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Returns the EXIF orientation of an image, int32, 1 to 8; 1 if there is none.
-
-    In a PNG it is read before the pixels, where the standard puts it.
+    A PNG with more than `MAX_CHUNKS` is decoded as if it had alpha, which gives the same pixels.
     """
-    # One loop for all formats: branches would make the graph of an input pipeline slow to start.
-    is_jpeg = has_text(image_bytes, b"\xff\xd8\xff")
-    is_png = has_text(image_bytes, b"\x89PNG")
-    has_chunks = is_jpeg | is_png | _has_webp_flag(image_bytes, WEBP_EXIF)
+
+    exif: tf.Tensor
+    is_opaque: tf.Tensor
+
+
+def _visit_chunks(image_bytes, is_jpeg, is_png, has_chunks):
+    """Visits the chunks of a file up to its pixels."""
     index = tf.where(is_jpeg, 0, tf.where(is_png, 1, 2))
-    layout = {name: tf.constant(values)[index] for name, values in CHUNKS.items()}
-    size_weights = tf.constant(SIZE_WEIGHTS, tf.int64)[index]
-    length = tf.strings.length(image_bytes)
-    text = tf.strings.substr(image_bytes, 0, tf.where(is_jpeg, EXIF_BYTES, length)) + PADDING
-    end = tf.cast(tf.strings.length(text) - len(PADDING), tf.int64)
+    length = tf.cast(tf.strings.length(image_bytes), tf.int64)
+    end = tf.where(is_jpeg, tf.minimum(length, EXIF_BYTES), length)
+    names, required = (
+        tf.concat([tf.gather(exif, [index]), tf.constant(png)], 0)
+        for exif, png in zip(CHUNK_NAMES, PNG_NAMES, strict=True)
+    )
+    sizes = tf.gather(CHUNK_SIZES, index)
+    overhead = tf.gather(CHUNK_OVERHEAD, index)
+    is_even = tf.gather(CHUNKS_ARE_EVEN, index)
 
-    def name(position):
-        first = tf.strings.substr(text, position, layout["first_length"])
-        return first + tf.strings.substr(text, position + 4, layout["second_length"])
+    def visit(position, exif, has_color, is_last):
+        chunk = _bytes(image_bytes, position, CHUNK_BYTES)
+        is_exif, is_color, is_data = tf.unstack(_matches(chunk, (names, required)))
+        # A JPEG has no marker here, or the one of its scan.
+        is_scan = (chunk[0] != 0xFF) | (chunk[1] < 0xC0) | (chunk[1] == 0xDA)
+        is_last = is_data | (is_jpeg & (is_exif | is_scan))
+        size = tf.reduce_sum(chunk * sizes)
+        following = tf.minimum(position + overhead + size + size % 2 * is_even, end)
+        exif = tf.where(is_exif & (exif == end), position, exif)
+        return following, exif, has_color | is_color, is_last
 
-    def is_last(position):
-        marker = _number(text, position, 2)
-        pixels = is_jpeg & ((marker < 0xFFC0) | (marker == 0xFFDA))
-        return pixels | (name(position) == layout["exif"]) | (name(position) == b"IDAT")
-
-    def following(position):
-        digits = tf.io.decode_raw(tf.strings.substr(text, position, 8), tf.uint8)
-        size = tf.reduce_sum(tf.cast(digits, tf.int64) * size_weights)
-        return position + layout["overhead"] + size + size % 2 * layout["even"]
-
-    position = _walk(tf.where(has_chunks, layout["start"], end), end, is_last, following)
-    begin = tf.minimum(position + layout["data"], end)
-    has_prefix = tf.strings.substr(text, begin, 6) == b"Exif\0\0"
-    begin = tf.where(has_prefix, tf.minimum(begin + 6, end), begin)
-
-    def read():
-        return _tiff_orientation(tf.strings.substr(image_bytes, begin, EXIF_BYTES))
-
-    return tf.cond((position < end) & (name(position) == layout["exif"]), read, lambda: 1)
+    start = tf.minimum(tf.where(has_chunks, tf.gather(FIRST_CHUNK, index), end), end)
+    _, exif, has_color, ends_with_pixels = tf.while_loop(
+        lambda position, exif, has_color, is_last: (position < end) & ~is_last,
+        visit,
+        (start, end, tf.constant(False), tf.constant(False)),
+        maximum_iterations=MAX_CHUNKS,
+    )
+    data = tf.minimum(exif + tf.gather(CHUNK_DATA, index), length)
+    data = tf.where(exif < end, data, length)
+    # Also WebP files may have the prefix that JPEG files have.
+    has_prefix = tf.strings.substr(image_bytes, data, 6) == b"Exif\0\0"
+    return _Chunks(tf.where(has_prefix, data + 6, data), ends_with_pixels & ~has_color)
 
 
 def _tiff_orientation(block):
@@ -177,10 +194,10 @@ def _tiff_orientation(block):
 
     def number(positions, length):
         """Reads unsigned integers; 0 outside of the block."""
-        offsets = tf.range(length, dtype=tf.int64)
+        offsets = np.arange(length)
+        powers = tf.where(is_little_endian, 256**offsets, 256 ** offsets[::-1])
         indices = tf.clip_by_value(positions[..., None] + offsets, 0, size + 15)
-        powers = tf.where(is_little_endian, offsets, length - 1 - offsets)
-        return tf.reduce_sum(tf.gather(digits, indices) * 256**powers, -1)
+        return tf.reduce_sum(tf.gather(digits, indices) * powers, -1)
 
     directory = number(tf.constant(4, tf.int64), 4)
     entries = directory + 2 + 12 * tf.range(tf.minimum(number(directory, 2), 100))
@@ -189,34 +206,17 @@ def _tiff_orientation(block):
     return tf.cast(tf.where((value >= 1) & (value <= 8), value, 1), tf.int32)
 
 
-def _walk(
-    start: tf.Tensor,
-    end: tf.Tensor,
-    is_last: Callable[[tf.Tensor], tf.Tensor],
-    following: Callable[[tf.Tensor], tf.Tensor],
-) -> tf.Tensor:
-    """Returns the position of the last chunk, or the end, int64."""
-    (position,) = tf.while_loop(
-        lambda position: (position < end) & ~is_last(position),
-        lambda position: (tf.minimum(following(position), end),),
-        (tf.minimum(start, end),),
-        maximum_iterations=MAX_CHUNKS,
-    )
-    return position
-
-
-def _has_webp_flag(image_bytes, flag):
-    """Returns whether a WebP file in the extended format has a flag, bool."""
-    start = tf.strings.substr(image_bytes, 0, 32) + PADDING
-    is_extended = is_webp(image_bytes) & has_text(image_bytes, b"VP8X", 12)
-    return is_extended & (_number(start, 20, 1) // flag % 2 == 1)
-
-
-def _number(text, position, length, byte_order="big"):
-    """Returns the unsigned integer at a position of a padded string, int64."""
+def _bytes(text, position, length):
+    """Returns bytes at a position of a string, int64 `(length,)`; 0 behind its end."""
     part = tf.strings.substr(text, position, length)
-    digits = tf.cast(tf.io.decode_raw(part, tf.uint8), tf.int64)
-    exponents = list(range(length))
-    if byte_order == "big":
-        exponents.reverse()
-    return tf.reduce_sum(digits * tf.constant([256**n for n in exponents], tf.int64))
+    return tf.cast(tf.io.decode_raw(part, tf.uint8, fixed_length=length), tf.int64)
+
+
+def _matches(digits, patterns):
+    """Returns which of the patterns bytes `(length,)` have, bool `(n,)`."""
+    values, required = patterns
+    return tf.reduce_all((digits == values) | ~tf.convert_to_tensor(required), 1)
+
+
+def _has(number, flag):
+    return number // flag % 2 == 1

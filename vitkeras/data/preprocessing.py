@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from vitkeras.data.decoding import WHITE, decode_image
+from vitkeras.data.image_headers import ImageHeader
 from vitkeras.errors import InputError
 
 FIXED = {"resize": "bilinear", "value_range": [-1, 1]}
@@ -94,15 +95,15 @@ class Preprocessing:
         return tf.cast(tf.round(resized), tf.uint8)
 
     def evaluation_image(
-        self, image_bytes: tf.Tensor, num_pixels: tf.Tensor | None = None
+        self, image_bytes: tf.Tensor, header: ImageHeader | None = None
     ) -> tf.Tensor:
         """Decodes and resizes one image without augmentation; see `decode_image`.
 
         Returns:
             uint8 `(height, width, 3)`.
         """
-        return self.resize(self.decode(image_bytes, num_pixels))
+        return self.resize(self.decode(image_bytes, header))
 
-    def decode(self, image_bytes: tf.Tensor, num_pixels: tf.Tensor | None = None) -> tf.Tensor:
+    def decode(self, image_bytes: tf.Tensor, header: ImageHeader | None = None) -> tf.Tensor:
         """Decodes one image, see `decode_image`."""
-        return decode_image(image_bytes, num_pixels, self.background, self.exif_orientation)
+        return decode_image(image_bytes, header, self.background, self.exif_orientation)

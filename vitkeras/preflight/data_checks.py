@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 from vitkeras import data
 from vitkeras.data.examples import InMemoryExamples, Source
-from vitkeras.data.image_headers import exif_orientation, has_alpha
+from vitkeras.data.image_headers import read_header
 from vitkeras.data.images import decode_error
 from vitkeras.data.sharding import exact_shard
 from vitkeras.preflight import report
@@ -66,10 +65,9 @@ def decode_sample(source: Source, count: int | None) -> Sample:
             height, width, _ = data.decode_image(content).shape
             sample.sizes.append((height, width))
             sample.formats.append(_format(content))
-            if tf.io.is_jpeg(content):
-                num_rotated += int(exif_orientation(content)) != 1
-            else:
-                num_transparent += bool(has_alpha(content))
+            header = read_header(content)
+            num_rotated += int(header.orientation) != 1
+            num_transparent += bool(header.has_alpha)
     bad = [*source.bad_images, *sample.bad]
     return sample._replace(bad=bad, num_transparent=num_transparent, num_rotated=num_rotated)
 

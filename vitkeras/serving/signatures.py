@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from vitkeras.data.decoding import MAX_PIXELS, assert_supported
-from vitkeras.data.image_headers import declared_pixels
+from vitkeras.data.decoding import MAX_PIXELS
+from vitkeras.data.image_headers import read_header
 from vitkeras.data.preprocessing import Preprocessing
 
 #: Images of a request that are decoded in parallel.
@@ -34,21 +34,20 @@ def decode_batch(
     batch_size = tf.size(image_bytes, tf.int64)
     blank = tf.zeros((*preprocessing.image_size, 3), tf.uint8)
 
-    def decode(content, num_pixels):
-        return preprocessing.evaluation_image(content, num_pixels)
-
     def decode_small(index, content):
-        content = assert_supported(content)
-        num_pixels = declared_pixels(content)
+        header = read_header(content)
         image = tf.cond(
-            num_pixels <= MAX_PARALLEL_PIXELS, lambda: decode(content, num_pixels), lambda: blank
+            header.num_pixels <= MAX_PARALLEL_PIXELS,
+            lambda: preprocessing.evaluation_image(content, header),
+            lambda: blank,
         )
-        return index, image, num_pixels
+        return index, image, header
 
-    def decode_large(index, image, num_pixels):
-        content = image_bytes[index]
+    def decode_large(index, image, header):
         return index, tf.cond(
-            num_pixels <= MAX_PARALLEL_PIXELS, lambda: image, lambda: decode(content, num_pixels)
+            header.num_pixels <= MAX_PARALLEL_PIXELS,
+            lambda: image,
+            lambda: preprocessing.evaluation_image(image_bytes[index], header),
         )
 
     # `ignore_errors` drops invalid images; the indices show which are left. `Dataset.enumerate`

@@ -182,7 +182,7 @@ def test_run_resumes_bit_for_bit_after_a_full_disk_and_a_damaged_state(
 
 @pytest.mark.slow
 def test_two_hosts_resume_after_one_is_lost_and_equal_one_device(data_dir, tmp_path):
-    fields = {"dropout_rate": 0, "stochastic_depth_rate": 0, "epochs": 6, "evaluate_every": 3}
+    fields = {"dropout_rate": 0, "stochastic_depth_rate": 0, "epochs": 4, "evaluate_every": 2}
     fields["batch_size"] = 128
     single, run = tmp_path / "single", tmp_path / "hosts"
     expected = result_of(
@@ -214,7 +214,7 @@ def test_two_hosts_resume_after_one_is_lost_and_equal_one_device(data_dir, tmp_p
     assert "Resuming" not in outputs[1][2]  # only the chief logs
     texts = [(each / "metrics.csv").read_text() for each in (run, single)]
     tables = [[row.split(",") for row in text.splitlines()] for text in texts]
-    assert tables[0][0] == tables[1][0] and len(tables[0]) == len(tables[1]) == 7
+    assert tables[0][0] == tables[1][0] and len(tables[0]) == len(tables[1]) == 5
     for row, expected_row in zip(*(table[1:] for table in tables), strict=True):
         for cell, other in zip(row, expected_row, strict=True):
             assert cell == other == "" or abs(float(cell) - float(other)) < 1e-4
@@ -300,14 +300,14 @@ def test_a_host_that_waits_for_another_one_ends_after_its_time_or_a_signal(
 def test_run_killed_at_any_moment_resumes_bit_for_bit(data_dir, tmp_path):
     # Many weights and few tokens: saves take a while, so that a kill can interrupt one.
     fields = {
-        "batch_size": 32, "variant": "Ti/8", "hidden_dim": 256, "mlp_dim": 1024, "num_layers": 4,
-        "epochs": 4, "evaluate_every": 2, "save_steps": 3, "steps_per_execution": 1,
+        "batch_size": 32, "variant": "Ti/8", "hidden_dim": 256, "mlp_dim": 1024, "num_layers": 3,
+        "epochs": 3, "evaluate_every": 2, "save_steps": 3, "steps_per_execution": 1,
     }  # fmt: skip
     reference, run = tmp_path / "reference", tmp_path / "run"
     arguments = train_arguments(run, data_dir, **fields)
     result_of(*command(*train_arguments(reference, data_dir, **fields)))
     rng = random.Random(0)
-    moments = ["start"] + ["training"] * 2 + ["saving"] * 3
+    moments = ["start", "training"] + ["saving"] * 3
     rng.shuffle(moments)
     kills_in_saves = 0
     for moment in moments:

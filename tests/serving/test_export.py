@@ -216,9 +216,9 @@ def test_killed_exports_leave_only_complete_versions(model, tmp_path):
     start = time.monotonic()
     assert first.communicate()[0] == f"{base}/1\n"
     duration = time.monotonic() - start
-    for i in range(4):
+    for i in range(3):
         process = start_export(tmp_path / "model.keras", base)
-        time.sleep((i + rng.random()) / 4 * 1.05 * duration)  # from early to late
+        time.sleep((i + rng.random()) / 3 * 1.05 * duration)  # from early to late
         if i % 2:  # with the process that verifies
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
@@ -230,7 +230,7 @@ def test_killed_exports_leave_only_complete_versions(model, tmp_path):
                 assert answer(tf.constant([JPEG]))["valid"].numpy().all()
                 complete[folder.name] = digest(folder)
             assert digest(folder) == complete[folder.name]
-    print(f"4 kills: {len(complete) - 1} versions were complete, {num_stale} left staging files")
+    print(f"3 kills: {len(complete) - 1} versions were complete, {num_stale} left staging files")
     assert num_stale  # otherwise no kill hit an export while it wrote
     last = start_export(tmp_path / "model.keras", base)
     assert last.communicate()[0] == f"{base}/{len(complete) + 1}\n"

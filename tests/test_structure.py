@@ -18,7 +18,7 @@ ALLOWED = {
     "pretrained": {"io", "layers", "models"},
     "data": {"io", "keras_internals"},
     "training": {"io", "keras_internals", "models"},
-    "evaluation": {"models"},
+    "evaluation": {"data", "io", "models"},
     "interpret": {"io", "layers", "models"},
     "serving": {"data", "io", "models"},
     "preflight": {"data", "io", "keras_internals", "layers"},

@@ -1,5 +1,6 @@
 """train, evaluate, predict and export, one after the other on the same run."""
 
+import csv
 import json
 import shutil
 
@@ -140,11 +141,58 @@ def test_a_resumed_run_is_bit_exact(run, photos, tmp_path):
     assert result | {"workdir": ""} == run[1] | {"workdir": ""}
 
 
+def test_predictions_of_a_folder_are_written_to_a_file(run, exported, photos, tmp_path):
+    files = sorted(map(str, photos.rglob("*.*")))
+    results = {}
+    for name, model in (("run", f"--workdir={run[0]}"), ("export", f"--saved_model={exported[0]}")):
+        for suffix in ("csv", "jsonl"):
+            output = tmp_path / f"{name}.{suffix}"
+            summary, error = succeed(
+                "predict", model, f"--output={output}", "--top=2", "--batch_size=5", photos
+            )
+            assert summary["images"] == len(files) == 36 and summary["invalid"] == 1
+            assert summary["images_per_second"] > 0 and "01.jpg" not in error
+            text = output.read_text()
+            if suffix == "jsonl":
+                rows = results[name] = [json.loads(line) for line in text.splitlines()]
+                assert [len(row["top"]) for row in rows if row["valid"]] == [2] * 35
+            else:
+                assert text.splitlines()[0] == (
+                    "path,valid,reason,class_1,probability_1,class_2,probability_2"
+                )
+                rows = list(csv.DictReader(text.splitlines()))
+                assert [row["valid"] for row in rows].count("false") == 1
+            assert [row["path"] for row in rows] == files
+    for row, other in zip(results["run"], results["export"], strict=True):
+        assert (row["path"], row["valid"], row["reason"]) == (
+            other["path"], other["valid"], other["reason"],
+        )  # fmt: skip
+        assert row["valid"] or row["reason"].startswith("Invalid JPEG data")
+        for entry, served in zip(row["top"], other["top"], strict=True):
+            assert abs(entry["probability"] - served["probability"]) < 1e-5
+
+
+def test_predict_refuses_an_output_that_exists_or_cannot_be_written(tmp_path):
+    digits, image = "--saved_model=saved_models/digits", "docs/digit.png"
+    existing = tmp_path / "rows.csv"
+    existing.write_text("kept")
+    error = fail("predict", digits, f"--output={existing}", image)
+    assert "must be a new file" in error and "File exists" in error
+    assert existing.read_text() == "kept"
+    for output in (tmp_path / "rows.txt", "gs://bucket/rows.csv"):
+        error = fail("predict", digits, f"--output={output}", image)
+        assert "must be a local file, .csv or .jsonl" in error
+    error = fail("predict", digits, f"--output={tmp_path}/missing/rows.csv", image)
+    assert "No such file or directory" in error
+    assert "glob pattern with a match. Received: no*.png" in fail("predict", digits, "no*.png")
+    assert "must have .jpg" in fail("predict", digits, "vitkeras/io")
+
+
 def test_run_export_and_a_process_without_keras_predict_the_same(run, exported, photos):
     files = [path for path in sorted(photos.rglob("*.*")) if path.name != "01.jpg"][:14]
     from_run, _ = succeed("predict", f"--workdir={run[0]}", *files)
     served, _ = succeed("predict", f"--saved_model={exported[0]}", *files)
-    assert [p["image"] for p in from_run["predictions"]] == [str(f) for f in files]
+    assert [p["path"] for p in from_run["predictions"]] == [str(f) for f in files]
     code = (
         "import json, sys\n"
         "sys.modules['keras'] = sys.modules['vitkeras'] = None  # importing them raises\n"
@@ -283,9 +331,10 @@ def test_bad_paths_are_refused(photos, run, tmp_path):
     assert "classes/a" in fail("train", *train_flags(tmp_path / "classes", new))
     (tmp_path / "no.jpg").write_text("no image")
     workdir = f"--workdir={run[0]}"
-    assert "no.jpg, 8 bytes" in fail("predict", workdir, tmp_path / "no.jpg")
-    assert "none.png (No such file" in fail("predict", workdir, "none.png")
-    assert "image file must follow" in fail("predict", workdir)
+    (row,) = succeed("predict", workdir, tmp_path / "no.jpg")[0]["predictions"]
+    assert not row["valid"] and row["reason"] == "not a JPEG, PNG or WebP image"
+    assert "glob pattern with a match. Received: none.png" in fail("predict", workdir, "none.png")
+    assert "image or folder must follow" in fail("predict", workdir)
     assert "--workdir" in fail("predict", "none.png")
     assert "config.json" in fail("evaluate", f"--workdir={tmp_path}")
     assert f"saved_model={new}" in fail("predict", f"--saved_model={new}", "docs/digit.png")

@@ -69,7 +69,7 @@ def test_commands_take_any_names(tmp_path):
     result("evaluate", run)
     images = [str(data / CLASSES[0] / file) for file in FILES]
     predicted, error = result("predict", run, *images)
-    assert [each["image"] for each in predicted["predictions"]] == images
+    assert [each["path"] for each in predicted["predictions"]] == images
     assert {entry["class"] for entry in predicted["predictions"][0]["top"]} == set(CLASSES)
     assert len(error.splitlines()) == len(images)
     for number, name in ((0, CLASSES[0]), (1, CLASSES[3])):

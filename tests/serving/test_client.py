@@ -155,13 +155,13 @@ def test_predict_with_a_server_equals_predict_with_the_export(
     _, out, _ = command("predict", f"--saved_model={exported}", *images)
     local = json.loads(out.splitlines()[-1])["predictions"]
     for actual, expected in zip(remote, local, strict=True):
-        assert actual["image"] == expected["image"] and actual["valid"] == expected["valid"]
+        assert actual["path"] == expected["path"] and actual["valid"] == expected["valid"]
         assert [x["class"] for x in actual["top"]] == [x["class"] for x in expected["top"]]
         for one, other in zip(actual["top"], expected["top"], strict=True):
             assert abs(one["probability"] - other["probability"]) < 1e-5
     assert [x["valid"] for x in remote] == [True, True, False, True, True]
     assert len({x["top"][0]["probability"] for x in remote if x["valid"]}) == 4
-    assert "2.png: not a complete JPEG, PNG or WebP file" in err
+    assert "2.png: invalid: not a JPEG, PNG or WebP image" in err
 
 
 @both_protocols

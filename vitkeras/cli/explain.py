@@ -61,7 +61,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
 
     from vitkeras import interpret
     from vitkeras.data.folder_listing import printable
-    from vitkeras.data.images import check_decodable, read_file
+    from vitkeras.data.images import decode_file, read_file
     from vitkeras.interpret.report import MAX_SHOWN, Report, plural
     from vitkeras.io.atomic import write_directory
     from vitkeras.io.html_page import render
@@ -72,7 +72,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     contents: list[bytes] = []
     for path in arguments:
         contents.append(read_file(path))
-        check_decodable(path, contents[-1])
+        decode_file(path, contents[-1])
     if flags.workdir is not None:
         model, class_names, preprocessing, name, origin = _open_run(flags.workdir)
     else:

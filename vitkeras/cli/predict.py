@@ -1,12 +1,18 @@
-"""Classifies image files: with a run directory, an exported SavedModel, or a TF Serving server.
+"""Classifies images: with a run directory, an exported SavedModel, or a TF Serving server.
 
-vitkeras predict --workdir=runs/digits IMAGE...
-vitkeras predict --saved_model=saved_models/digits IMAGE...
-vitkeras predict --server=HOST:8500 --model_name=digits IMAGE...
-vitkeras predict --server=http://HOST:8501 --model_name=digits IMAGE...
+A PATH is a file, a folder, or a glob pattern. Each file gives a row: path, the best classes and
+their probabilities, whether it is a valid image, and the reason if not.
+
+vitkeras predict --workdir=runs/digits PATH...
+vitkeras predict --workdir=runs/photos --output=predictions.csv photos/ "more/**/*.jpg"
+vitkeras predict --saved_model=saved_models/digits PATH...
+vitkeras predict --server=HOST:8500 --model_name=digits PATH...
+vitkeras predict --server=http://HOST:8501 --model_name=digits PATH...
 """
 
+import contextlib
 import sys
+import time
 from pathlib import Path
 
 from absl import flags as absl_flags
@@ -14,8 +20,9 @@ from absl import flags as absl_flags
 from vitkeras.errors import InputError
 
 REQUIRED = ()
-ARGUMENTS = "IMAGE..."
-TOP = 5
+ARGUMENTS = "PATH..."
+#: Images per batch of a model in this process, and per request to a server.
+BATCH_SIZE, REQUEST_SIZE = 64, 8
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -42,12 +49,21 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         "retries", 3, "How often a request is repeated.", lower_bound=0, flag_values=flags
     )
     absl_flags.DEFINE_integer(
-        "batch_size", 8, "Images per request.", lower_bound=1, flag_values=flags
-    )
+        "batch_size", None, f"Images per batch; {BATCH_SIZE} if not given, {REQUEST_SIZE} with "
+        "--server.", lower_bound=1, flag_values=flags,
+    )  # fmt: skip
+    absl_flags.DEFINE_integer(
+        "top", 5, "Maximum number of classes per image. An export has a maximum of its own.",
+        lower_bound=1, flag_values=flags,
+    )  # fmt: skip
+    absl_flags.DEFINE_string(
+        "output", None, "A new file for the rows, .csv or .jsonl, written as they come: for many "
+        "images.", flag_values=flags,
+    )  # fmt: skip
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
-    """Prints a table to standard error and returns all predictions."""
+    """Writes rows to --output, or prints them to standard error and returns them."""
     origins = [flags[name].value for name in ("workdir", "saved_model", "server")]
     if sum(origin is not None for origin in origins) != 1:
         raise InputError(
@@ -55,58 +71,107 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
             f"Received: {sum(origin is not None for origin in origins)} of them."
         )
     if not arguments:
-        raise InputError("At least one image file must follow the flags. Received: none.")
+        raise InputError("At least one image or folder must follow the flags. Received: none.")
+    from vitkeras.data.image_files import ImageFiles
+    from vitkeras.evaluation.prediction import predict_files
+    from vitkeras.io import rows
+
+    if flags.output is not None:
+        rows.check_path(flags.output)
+    files = ImageFiles(arguments)
+    predictor, num_classes = _make_predictor(flags)
+    batch_size = flags.batch_size or (REQUEST_SIZE if flags.server else BATCH_SIZE)
+    batches = predict_files(files, predictor, batch_size)
+    if flags.output is None:
+        return {"predictions": [_print(each) for batch in batches for each in batch]}
+    return _write(flags.output, batches, files.count(), min(flags.top, num_classes))
+
+
+def _write(output, batches, num_files, top):
+    """Writes the rows to a file and returns a summary."""
+    from vitkeras.io.progress import Progress
+    from vitkeras.io.rows import RowFile
+
+    columns = [f"{name}_{i}" for i in range(1, top + 1) for name in ("class", "probability")]
+    columns = ["path", "valid", "reason", *columns]
+    start, num_images, num_invalid = time.monotonic(), 0, 0
+    with (
+        contextlib.closing(Progress(num_files, "predict")) as bar,
+        RowFile(output, columns) as file,
+    ):
+        for batch in batches:
+            file.write(map(_csv_record if output.endswith(".csv") else _json_record, batch))
+            num_images += len(batch)
+            num_invalid += sum(each.reason is not None for each in batch)
+            bar.update(len(batch))
+    rate = num_images / (time.monotonic() - start)
+    return {
+        "output": output, "images": num_images, "invalid": num_invalid,
+        "images_per_second": round(rate, 1),
+    }  # fmt: skip
+
+
+def _json_record(prediction):
+    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+    return {
+        "path": prediction.path,
+        "valid": prediction.reason is None,
+        "reason": prediction.reason,
+        "top": [{"class": name, "probability": float(f"{p:.6g}")} for name, p in pairs],
+    }
+
+
+def _csv_record(prediction):
+    record = _json_record(prediction)
+    for i, entry in enumerate(record.pop("top"), 1):
+        record |= {f"class_{i}": entry["class"], f"probability_{i}": entry["probability"]}
+    return record | {"valid": str(record["valid"]).lower()}
+
+
+def _print(prediction):
+    """Prints a row and returns it."""
     from vitkeras.data.folder_listing import printable
-    from vitkeras.data.images import check_decodable, read_file
 
-    contents = [read_file(path) for path in arguments]
+    record = _json_record(prediction)
+    best = [f"{entry['probability']:6.1%} {entry['class']}" for entry in record["top"]]
+    text = "  ".join(best) or f"invalid: {record['reason']}"
+    print(printable(f"{record['path']}: {text}"), file=sys.stderr)
+    return record
+
+
+def _make_predictor(flags):
+    """Returns the predictor, and the number of classes that it gives at most."""
     if flags.workdir is not None:
-        for path, content in zip(arguments, contents, strict=True):
-            check_decodable(path, content)
-        predict = _from_run(flags.workdir, flags.weights)
-    elif flags.saved_model is not None:
-        predict = _from_saved_model(flags.saved_model)
-    else:
-        from vitkeras.serving.client import make_client
+        return _from_run(flags.workdir, flags.weights, flags.top)
+    from vitkeras.evaluation.prediction import client_predictor
 
-        predict = make_client(
-            flags.server, flags.model_name, flags.timeout, flags.retries, flags.batch_size
-        )
-    predictions = []
-    for path, answer in zip(arguments, predict(contents), strict=True):
-        pairs = zip(*answer, strict=True) if answer else ()
-        top = [{"class": name, "probability": float(score)} for name, score in pairs]
-        predictions.append({"image": path, "valid": answer is not None, "top": top})
-        line = ", ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in top)
-        line = printable(f"{path}: {line or 'not a complete JPEG, PNG or WebP file'}")
-        print(line, file=sys.stderr)
-    return {"predictions": predictions}
+    if flags.saved_model is not None:
+        return _from_saved_model(flags.saved_model, flags.top)
+    from vitkeras.serving.client import make_client
+
+    client = make_client(
+        flags.server, flags.model_name, flags.timeout, flags.retries,
+        flags.batch_size or REQUEST_SIZE,
+    )  # fmt: skip
+    return client_predictor(client, flags.top), flags.top
 
 
-def _from_run(path, weights):
-    """Returns a function from image files, as bytes, to names and scores of each, best first."""
-    import numpy as np
-    import tensorflow as tf
-
+def _from_run(path, weights, top):
     from vitkeras import data
+    from vitkeras.evaluation.prediction import model_predictor
     from vitkeras.io.run_directory import RunDirectory
 
     run = RunDirectory(path)
-    model, names = run.load_model(weights), run.class_names
     preprocessing = data.Preprocessing.from_json(run.preprocessing)
-
-    def predict_one(image_bytes):
-        images = preprocessing.evaluation_image(image_bytes)[None]  # (1, h, w, 3)
-        probabilities = tf.nn.softmax(model(images, training=False))[0].numpy()
-        best = np.argsort(-probabilities, kind="stable")[:TOP]
-        return [names[i] for i in best], probabilities[best]
-
-    return lambda contents: [predict_one(content) for content in contents]
+    model, names = run.load_model(weights), run.class_names
+    return model_predictor(model, names, preprocessing, top), len(names)
 
 
-def _from_saved_model(path):
-    """As `_from_run`, with None for a file that is not an image. Does not import Keras."""
+def _from_saved_model(path, top):
+    """Loads an export without importing Keras."""
     import tensorflow as tf
+
+    from vitkeras.evaluation.prediction import saved_model_predictor
 
     folder = Path(path)
     if not (folder / "saved_model.pb").exists():
@@ -118,13 +183,5 @@ def _from_saved_model(path):
             )
         folder = max(versions, key=lambda p: int(p.name))
     loaded = tf.saved_model.load(str(folder))
-    signature = loaded.signatures["serving_default"]
-
-    def predict_one(image_bytes):
-        answer = signature(image_bytes=tf.constant([image_bytes]))
-        if not answer["valid"][0]:
-            return None
-        names = [name.decode() for name in answer["classes"][0].numpy()]
-        return names, answer["scores"][0].numpy()
-
-    return lambda contents: [predict_one(content) for content in contents]
+    scores = loaded.signatures["serving_default"].structured_outputs["scores"]
+    return saved_model_predictor(loaded, top), scores.shape[1]

@@ -78,7 +78,8 @@ def list_classes(folder: str) -> Listing:
                 f"Received: {printable(f'{folder}/{name}')}. Rename the folder."
             )
         images = []
-        for file in sorted(_files(folder, name)):
+        files = (file[len(folder) + 1 :] for file in walk_files(f"{folder}/{name}"))
+        for file in sorted(files):
             suffix = os.path.splitext(file)[1].lower()
             if suffix in SUFFIXES and _is_utf8(file):
                 images.append(file)
@@ -153,23 +154,31 @@ def list_folders(folder: str) -> list[str]:
                 names = [entry.name for entry in scan if entry.is_dir()]
     except OSError as error:
         raise _unreadable(error) from error
-    return sorted(name for name in names if not _is_junk(name))
+    return sorted(name for name in names if not is_junk(name))
 
 
-def _files(folder: str, name: str) -> Iterator[str]:
+def walk_files(folder: str) -> Iterator[str]:
+    """Yields the paths of all files of a folder and its sub-folders, sorted within each.
+
+    Hidden ones and `JUNK` are left out.
+
+    Raises:
+        InputError: If a folder cannot be read.
+    """
+
     def fail(error):
         raise _unreadable(error)
 
-    path = f"{folder}/{name}"
-    walk = tf.io.gfile.walk(path) if is_remote(path) else os.walk(path, onerror=fail)
+    folder = folder.rstrip("/") or "/"
+    walk = tf.io.gfile.walk(folder) if is_remote(folder) else os.walk(folder, onerror=fail)
     for root, folders, files in walk:
-        folders[:] = sorted(each for each in folders if not _is_junk(each.rstrip("/")))
-        relative = root.rstrip("/")[len(folder) + 1 :]
-        if any(_is_junk(part) for part in relative.split("/")):
+        folders[:] = sorted(each for each in folders if not is_junk(each.rstrip("/")))
+        root = root.rstrip("/")
+        if any(is_junk(part) for part in root[len(folder) :].split("/") if part):
             continue  # in an object store, where all folders are listed
-        for file in files:
-            if not _is_junk(file):
-                yield f"{relative}/{file}"
+        for file in sorted(files):
+            if not is_junk(file):
+                yield f"{root}/{file}"
 
 
 def _unreadable(error):
@@ -179,7 +188,8 @@ def _unreadable(error):
     )
 
 
-def _is_junk(name):
+def is_junk(name: str) -> bool:
+    """Returns whether a file or folder is hidden, or belongs to an operating system."""
     return name.startswith(".") or name.lower() in JUNK
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from vitkeras.data.decoding import MAX_PIXELS, decode_image
 from vitkeras.errors import InputError
+from vitkeras.io.atomic import is_remote
 
 
 def read_file(path: str | Path) -> bytes:
@@ -48,11 +49,6 @@ def decode_file(path: str | Path, content: bytes) -> np.ndarray:
         ) from error
 
 
-def check_decodable(path: str | Path, content: bytes) -> None:
-    """Raises the `InputError` of `decode_file` unless the content can be decoded."""
-    decode_file(path, content)
-
-
 def decode_error(image_bytes: tf.Tensor | bytes) -> str | None:
     """Returns one line about why an image cannot be decoded, or None if it can be decoded.
 
@@ -66,6 +62,23 @@ def decode_error(image_bytes: tf.Tensor | bytes) -> str | None:
     except tf.errors.OpError as error:
         return error_summary(error)
     return None
+
+
+def file_error(path: str) -> str | None:
+    """Returns one line about why a file is not a valid image, or None if it is one.
+
+    Args:
+        path: A local path, or one in an object store.
+    """
+    try:
+        if is_remote(path):
+            return decode_error(tf.io.read_file(path))
+        is_file = stat.S_ISREG(os.stat(path).st_mode)
+        return decode_error(Path(path).read_bytes()) if is_file else "not a file"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    except tf.errors.OpError as error:  # of an object store
+        return f"cannot be read: {error_summary(error)}"
 
 
 def error_summary(error: tf.errors.OpError) -> str:

@@ -119,19 +119,20 @@ def test_evaluate_refuses_other_data(run, photos, tmp_path):
 
 def test_a_finished_run_is_not_trained_again(run, photos):
     before = (run[0] / "metrics.csv").read_bytes()
-    result, log = train(photos, run[0], "--config.remat=True")  # may change on resume
+    result, log = succeed("train", f"--workdir={run[0]}", "--config.remat=True")
     assert result == run[1] and "2 epochs are done" in log
     assert (run[0] / "metrics.csv").read_bytes() == before
 
 
-def test_a_resumed_run_is_bit_exact(run, photos, tmp_path):
+def test_a_resumed_run_is_bit_exact(run, tmp_path, monkeypatch):
     complete, resumed = run[0], tmp_path / "resumed"
     shutil.copytree(complete, resumed)
     for name in ("last.keras", "metrics.csv", "curves.png"):
         (resumed / name).unlink()
     _, second = sorted((resumed / "state").iterdir())
     shutil.rmtree(second)
-    result, log = train(photos, resumed)
+    monkeypatch.chdir(tmp_path)
+    result, log = succeed("train", "--workdir=resumed")  # with the config of the run
     assert "after step 3 of 6" in log
     assert (resumed / "metrics.csv").read_bytes() == (complete / "metrics.csv").read_bytes()
     with np.load(resumed / "state" / second.name / "arrays.npz") as actual:
@@ -139,6 +140,34 @@ def test_a_resumed_run_is_bit_exact(run, photos, tmp_path):
             for name in expected:
                 np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)
     assert result | {"workdir": ""} == run[1] | {"workdir": ""}
+
+
+def test_a_run_is_used_from_any_directory_and_with_moved_data(run, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run[0], "run")
+    shutil.copytree(photos, "moved")
+    config = json.loads((run[0] / "config.json").read_text())
+    config["dataset"] = f"folder:{tmp_path}/gone"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert "gone" in fail("evaluate", "--workdir=run")
+    assert "gone" in fail("train", "--workdir=run")
+    result, _ = succeed("evaluate", "--workdir=run", "--dataset=folder:moved")
+    assert result["accuracy"] == run[1]["accuracy"]
+    _, log = succeed("train", "--workdir=run", "--config.dataset=folder:moved")
+    assert "2 epochs are done" in log
+    shutil.rmtree("moved/ant")
+    assert "must be that of the run" in fail("evaluate", "--workdir=run", "--dataset=folder:moved")
+    for field, path in (("init_from=../w.npz", tmp_path.parent / "w.npz"), ("seed=1", tmp_path)):
+        flags = train_flags("photos", "new", f"--config.{field}")
+        assert f"{path}" in fail("train", *flags)  # neither file nor folder exists
+
+
+def test_the_config_of_a_run_must_be_of_this_version(run, tmp_path):
+    for text in ("{", '{"old_field": 1}', '{"epochs": "many"}', "[1]"):
+        (tmp_path / "config.json").write_text(text)
+        error = fail("train", f"--workdir={tmp_path}")
+        assert "must have the fields of this version" in error and "config.json" in error
+    assert "`--config` is required" in fail("train", f"--workdir={tmp_path}/new")
 
 
 def test_predictions_of_a_folder_are_written_to_a_file(run, exported, photos, tmp_path):

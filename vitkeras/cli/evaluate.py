@@ -1,6 +1,7 @@
 """Evaluates the model of a run on a split of its data.
 
 vitkeras evaluate --workdir=runs/digits
+vitkeras evaluate --workdir=runs/photos --dataset=folder:MOVED
 """
 
 from absl import flags as absl_flags
@@ -13,6 +14,10 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines the flags of the command."""
     splits, models = ["train", "validation", "test"], ["best", "last"]
     absl_flags.DEFINE_string("workdir", None, "The run directory.", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "dataset", None, "Where the data of the run are now, if they were moved.",
+        flag_values=flags,
+    )  # fmt: skip
     absl_flags.DEFINE_enum("split", "test", splits, "The split.", flag_values=flags)
     absl_flags.DEFINE_enum("weights", "best", models, "Which model.", flag_values=flags)
     absl_flags.DEFINE_integer(
@@ -30,8 +35,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     config = run.config
     model = run.load_model(flags.weights)
     source = data.open_source(
-        config["dataset"], config["data_dir"], config["seed"], config["validation_percent"],
-        config["shots"],
+        flags.dataset or config["dataset"], config["data_dir"], config["seed"],
+        config["validation_percent"], config["shots"],
     )  # fmt: skip
     run.check_data(source.class_names, source.fingerprint())
     preprocessing = data.Preprocessing.from_json(run.preprocessing)

@@ -8,9 +8,12 @@ If the run has `ema_momentum`, its models, and so the export, are moving average
 """
 
 import csv
+import os
 import shlex
 
 from absl import flags as absl_flags
+
+from vitkeras.io.atomic import is_remote
 
 REQUIRED = ("workdir", "output")
 ARGUMENTS = None
@@ -78,18 +81,25 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
 def _model_card_rows(run, flags):
     """Returns the rows of the model card that describe the run, from title to text."""
     config, dataset = run.config, run.dataset
-    source, momentum = config["init_from"], config["ema_momentum"]
+    source, momentum = _shared_name(config["init_from"] or ""), config["ema_momentum"]
+    prefix, colon, path = config["dataset"].partition(":")
+    data = prefix + colon + _shared_name(path)
     average = f", a moving average (momentum {momentum})" if momentum else ""
     origin = f"initialized from {source}" if source else "trained from random initialization"
     unknown = f"that of {source}, not stated here" if source else "not stated"
     command = [f"--{name}={flags[name].value}" for name in flags if flags[name].present]
     return {
-        "data": ", ".join([config["dataset"], *(f"{key} {v}" for key, v in dataset.items())]),
+        "data": ", ".join([data, *(f"{key} {v}" for key, v in dataset.items())]),
         "accuracy": _accuracy(run, flags.weights, dataset["validation"]),
         "weights": f"{flags.weights}.keras of the run{average}; {origin}",
         "license of the weights": flags.license or f"{unknown} (--license)",
         "command": f"`vitkeras export {shlex.join(command)}`",
     }
+
+
+def _shared_name(path):
+    """Returns the name of a local path, without the folders of this machine; others as they are."""
+    return path if is_remote(path) else os.path.basename(path)
 
 
 def _accuracy(run, which, num_examples):

@@ -1,6 +1,7 @@
 """Builds what a config describes: data source, model, optimizer."""
 
 import dataclasses
+import os
 from typing import Any
 
 from absl import logging
@@ -8,6 +9,7 @@ from absl import logging
 from vitkeras import configs, data
 from vitkeras.arguments import check_range, parse_image_size
 from vitkeras.errors import InputError
+from vitkeras.io.atomic import is_remote
 from vitkeras.io.run_directory import RunDirectory
 from vitkeras.models.builder import build_model as model_from_config
 from vitkeras.models.config import RESNETS, ResNetConfig, ViTConfig
@@ -52,6 +54,18 @@ def shrink(config) -> None:
         config.freeze = "blocks:1"
     if not config.dataset.startswith("folder:"):
         config.dataset = "digits"
+
+
+def make_paths_absolute(config) -> None:
+    """Makes local paths absolute, so that the run can be used from any current directory."""
+
+    def absolute(path):
+        return path if not path or is_remote(path) else os.path.abspath(path)
+
+    for name, prefix in (("dataset", "folder:"), ("cache", "disk:")):
+        if config[name].startswith(prefix):
+            config[name] = prefix + absolute(config[name].removeprefix(prefix))
+    config.data_dir, config.init_from = absolute(config.data_dir), absolute(config.init_from)
 
 
 def run_length(config, steps_per_epoch: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import textwrap
 
 from absl import flags as absl_flags
 from absl import logging
+from etils import epath
 
 from vitkeras import configs
 from vitkeras.arguments import did_you_mean
@@ -107,7 +108,7 @@ def parse(command, name: str, argv: list[str]):
         InputError: If a flag is unknown, missing or has an invalid value, or arguments are missing
             or not expected.
     """
-    argv = _resolve_recipe(argv)
+    argv = _resolve_recipe(_with_config_of_run(command, argv))
     flags = _define_flags(command, [name, *argv])
     flags.set_gnu_getopt(True)  # flags may follow arguments
     if "config" in flags:
@@ -129,6 +130,17 @@ def parse(command, name: str, argv: list[str]):
     if arguments and command.ARGUMENTS is None:
         raise InputError(f"{name} takes flags only. Received: {' '.join(arguments)}.")
     return flags, arguments
+
+
+def _with_config_of_run(command, argv):
+    """Adds the config of the run in --workdir if --config is missing, for `vitkeras train`."""
+    text = "\n".join(argv)
+    workdir = re.search(r"^--?workdir[=\n](.+)$", text, re.M)
+    if not getattr(command, "RESUMES", False) or re.search(r"^--?config([=\n]|$)", text, re.M):
+        return argv
+    if workdir is None or not (epath.Path(workdir[1]) / "config.json").exists():
+        return argv
+    return [*argv, f"--config={configs.recipe_path('of_run')}:{workdir[1]}"]
 
 
 def _resolve_recipe(argv):

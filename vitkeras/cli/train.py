@@ -1,7 +1,8 @@
-"""Trains a model from a config into a run directory; the same command resumes the run.
+"""Trains a model from a config into a run directory, or resumes a run.
 
   vitkeras train --config=digits --workdir=runs/digits
   vitkeras train --config=folder --config.dataset=folder:photos --workdir=runs/photos
+  vitkeras train --workdir=runs/photos
 
 SIGTERM and Ctrl-C finish the step, save the state and exit with code 75.
 """
@@ -17,6 +18,8 @@ from absl import flags as absl_flags
 
 REQUIRED = ("config", "workdir")
 ARGUMENTS = None
+#: Without --config, the config is that of the run in --workdir.
+RESUMES = True
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -41,6 +44,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     config, run = flags.config, RunDirectory(flags.workdir)
     if flags.smoke:
         from_config.shrink(config)
+    from_config.make_paths_absolute(config)
     validate(config, run)
     strategy = make_strategy(config.strategy)
     with host_errors(strategy):

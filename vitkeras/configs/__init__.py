@@ -22,7 +22,8 @@ class Field(NamedTuple):
 
 def recipes() -> list[str]:
     """Returns the names of the recipes in this package."""
-    return [module.name for module in pkgutil.iter_modules([str(FOLDER)]) if module.name != "base"]
+    modules = (module.name for module in pkgutil.iter_modules([str(FOLDER)]))
+    return [name for name in modules if name not in ("base", "of_run")]
 
 
 def recipe_path(name: str) -> Path:

@@ -33,8 +33,8 @@ FILES = {
 #: Fields of a config that may change when a run is resumed: they change no result beyond rounding,
 #: except that a strategy with another number of replicas draws other dropout masks.
 RESUME_OVERRIDABLE_FIELDS = (
-    "data_dir", "max_bad_percent", "pictures_every", "remat", "save_minutes", "save_steps",
-    "strategy",
+    "cache", "data_dir", "max_bad_percent", "pictures_every", "remat", "save_minutes",
+    "save_steps", "strategy",
 )  # fmt: skip
 
 
@@ -114,6 +114,9 @@ class RunDirectory:
                         "number of replicas draws other masks in dropout and stochastic depth.",
                         old.get("strategy"), new.get("strategy"),
                     )  # fmt: skip
+                if all(str(each.get("dataset")).startswith("folder:") for each in (old, new)):
+                    # A folder may be moved: its fingerprint is compared.
+                    old["dataset"] = new["dataset"]
                 old, new = (
                     {k: v for k, v in each.items() if k not in RESUME_OVERRIDABLE_FIELDS}
                     for each in (old, new)

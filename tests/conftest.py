@@ -16,6 +16,11 @@ import pytest  # noqa: E402
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    # With `--no-loadscope-reorder`, the files that take longest start first.
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/trainers/", "tests/faults/")))
+
+
 @pytest.fixture(autouse=True)
 def float32_and_seeded():
     keras.config.set_dtype_policy("float32")

@@ -111,5 +111,5 @@ def test_every_config_only_changes_fields_of_the_base():
         for name in names:
             module = importlib.import_module(f"{package}.{name}")
             assert module.__doc__
-            if hasattr(module, "get_config"):
+            if hasattr(module, "get_config") and name != "of_run":  # that takes a run directory
                 assert set(module.get_config()) == set(base)

@@ -165,6 +165,14 @@ def test_files_without_a_valid_orientation_are_left_as_they_are(kind):
         assert 1 <= int(orientation(oriented[:cut])) <= 8
 
 
+def test_a_segment_of_a_jpeg_that_looks_like_pixels_of_a_png():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encode(photo(12, 16), "JPEG", exif=exif)
+    comment = b"\xff\xfe\x00\x06IDAT"
+    assert int(read_header(content[:2] + comment + content[2:]).orientation) == 6
+
+
 def test_the_exif_block_of_a_webp_may_have_the_prefix_of_jpeg():
     exif = Image.Exif()
     exif[0x0112] = 6

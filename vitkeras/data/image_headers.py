@@ -165,7 +165,7 @@ def _visit_chunks(image_bytes, is_jpeg, is_png, has_chunks):
         is_exif, is_color, is_data = tf.unstack(_matches(chunk, (names, required)))
         # A JPEG has no marker here, or the one of its scan.
         is_scan = (chunk[0] != 0xFF) | (chunk[1] < 0xC0) | (chunk[1] == 0xDA)
-        is_last = is_data | (is_jpeg & (is_exif | is_scan))
+        is_last = (is_png & is_data) | (is_jpeg & (is_exif | is_scan))
         size = tf.reduce_sum(chunk * sizes)
         following = tf.minimum(position + overhead + size + size % 2 * is_even, end)
         exif = tf.where(is_exif & (exif == end), position, exif)

@@ -276,7 +276,7 @@ def test_export_flags(run, photos, tmp_path):
     result, log = succeed("predict", f"--saved_model={base}", image, tmp_path / "no.jpg")
     good, bad = result["predictions"]
     assert good["valid"] and len(good["top"]) == 2
-    assert not bad["valid"] and bad["top"] == [] and "no.jpg: not a complete JPEG" in log
+    assert not bad["valid"] and bad["top"] == [] and "no.jpg: invalid: not a JPEG, PNG or WebP image" in log
 
 
 def test_a_run_is_exported_as_a_hugging_face_folder(run, tmp_path):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vitkeras.layers.regularization import StochasticDepth
     from vitkeras.layers.transformer import LayerScale, SelfAttention, TransformerBlock
     from vitkeras.models.config import HYBRIDS, RESNETS, VARIANTS, ResNetConfig, ViTConfig
+    from vitkeras.models.features import features
     from vitkeras.models.resnet import resnet
     from vitkeras.models.vit import Model, VisionModel, vit
     from vitkeras.pretrained.loading import from_pretrained, load_weights
@@ -43,6 +44,7 @@ _MODULES = {
     "TransformerBlock": "layers.transformer",
     "ViTConfig": "models.config",
     "VisionModel": "models.vit",
+    "features": "models.features",
     "freeze": "training.freezing",
     "from_pretrained": "pretrained.loading",
     "load_weights": "pretrained.loading",
@@ -70,6 +72,7 @@ __all__ = [
     "ViTConfig",
     "VisionModel",
     "__version__",
+    "features",
     "freeze",
     "from_pretrained",
     "load_weights",

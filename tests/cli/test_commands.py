@@ -276,7 +276,21 @@ def test_export_flags(run, photos, tmp_path):
     result, log = succeed("predict", f"--saved_model={base}", image, tmp_path / "no.jpg")
     good, bad = result["predictions"]
     assert good["valid"] and len(good["top"]) == 2
-    assert not bad["valid"] and bad["top"] == [] and "no.jpg: invalid: not a JPEG, PNG or WebP image" in log
+    assert not bad["valid"] and bad["top"] == []
+    assert "no.jpg: invalid: not a JPEG, PNG or WebP image" in log
+
+
+@pytest.mark.parametrize(
+    "flags, text",
+    [
+        (["--output=out", "--features=2,x"], "`features` must be integers"),
+        (["--output=out", "--format=hugging_face", "--xla"], "--xla must not be given for weights"),
+        (["--output=out.npz", "--features=1"], "--features must not be given for weights"),
+    ],
+)
+def test_flags_of_an_export_are_checked_before_the_model_is_loaded(flags, text):
+    code, _, error = command("export", "--workdir=runs/none", *flags)
+    assert code == 2 and text in error
 
 
 def test_a_run_is_exported_as_a_hugging_face_folder(run, tmp_path):

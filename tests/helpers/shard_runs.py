@@ -79,6 +79,9 @@ def own_step(base):
 #: Cases that also train on a `tf.data.Dataset`, within the scope.
 ON_DATASETS = ("uneven", "short first batch", "accumulation", "sample weights", "two outputs",
                "steps_per_execution")  # fmt: skip
+#: Cases that evaluate and predict as another case does.
+ONLY_TRAINING = ("clipping", "class weights", "unused weights, accumulation", "weight regularizer",
+                 "frozen", "further result")  # fmt: skip
 #: Name: (model from the backbone, options of `compile`, options of `fit`).
 CASES = {
     "uneven": (with_head, {}, {}),
@@ -111,7 +114,7 @@ CASES = {
 }  # fmt: skip
 
 
-def train(scope, on_dataset, make, compile_options, fit_options):
+def train(scope, name, make, compile_options, fit_options):
     """Returns what must not depend on the number of replicas."""
     options = {"batch_size": 15, "count": 45, **fit_options}
     count, batch_size = options.pop("count"), options.pop("batch_size")
@@ -139,24 +142,30 @@ def train(scope, on_dataset, make, compile_options, fit_options):
     if options.pop("sample_weight", False):
         options["sample_weight"] = WEIGHTS[:count]
     options |= {"batch_size": batch_size, "verbose": 0, "shuffle": False}
-    history = model.fit(x, y, epochs=3, validation_data=(x, y), **options).history
-    if on_dataset:
+    if name not in ONLY_TRAINING:
+        options["validation_data"] = (x, y)
+    history = model.fit(x, y, epochs=3, **options).history
+    if name in ON_DATASETS:
         data = tf.data.Dataset.from_tensor_slices(
             (x, y, options["sample_weight"]) if "sample_weight" in options else (x, y)
         )
         with scope():
             again = model.fit(data.batch(batch_size), verbose=0).history
         history |= {f"again_{name}": values for name, values in again.items()}
+    results = {
+        "history": np.concatenate([np.ravel(history[name]) for name in sorted(history)]),
+        "weights": np.concatenate([np.ravel(w) for w in model.get_weights()]),
+    }
+    if name in ONLY_TRAINING:
+        return results
     evaluated = model.evaluate(x, y, batch_size=batch_size, verbose=0, return_dict=True)
     predicted = keras.tree.flatten(
         model.predict_on_batch(keras.tree.map_structure(lambda t: t[:5], x))
     )
     assert all(len(each) == min(count, 5) for each in predicted)
-    return {
-        "history": np.concatenate([np.ravel(history[name]) for name in sorted(history)]),
+    return results | {
         "evaluated": np.array([evaluated[name] for name in sorted(evaluated)]),
         "predicted": np.concatenate([np.ravel(each) for each in predicted]),
-        "weights": np.concatenate([np.ravel(w) for w in model.get_weights()]),
     }
 
 
@@ -171,7 +180,7 @@ def main():
     if replicas > 1:
         scope = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)]).scope
     for name in names:
-        for what, value in train(scope, name in ON_DATASETS, *CASES[name]).items():
+        for what, value in train(scope, name, *CASES[name]).items():
             results[f"{name}/{what}"] = value
     np.savez(out, **results)
 

@@ -29,39 +29,51 @@ from vitkeras.serving import export, model_card
 SERVER_FILES = {"models.config", "batching_parameters.txt", "monitoring.config", ".lock"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("setting", ["channels_first", "float64", "float16"])
-def test_a_global_setting_changes_no_answer(setting, tmp_path):
-    def answer(folder):
-        keras.utils.set_random_seed(0)
-        exported = make(image_size=SIZE, dtype="float32", num_classes=len(CLASS_NAMES))
-        path = serving.export_saved_model(exported, PREPROCESSING, CLASS_NAMES, folder)
-        return tf.saved_model.load(path).signatures["serving_default"](tf.constant([JPEG]))
-
-    expected = answer(tmp_path / "default")
-    try:
-        if setting == "channels_first":
-            keras.config.set_image_data_format(setting)
-        else:
-            keras.config.set_floatx(setting)
-        actual = answer(tmp_path / setting)
-    finally:
-        keras.config.set_image_data_format("channels_last")
-        keras.config.set_floatx("float32")
-    for name, value in expected.items():
-        np.testing.assert_array_equal(actual[name], value, err_msg=name)
+def answer_of_an_export(folder):
+    keras.utils.set_random_seed(0)
+    exported = make(image_size=SIZE, dtype="float32", num_classes=len(CLASS_NAMES))
+    path = serving.export_saved_model(exported, PREPROCESSING, CLASS_NAMES, folder)
+    return tf.saved_model.load(path).signatures["serving_default"](tf.constant([JPEG]))
 
 
 @pytest.mark.slow
-def test_options(model, tmp_path, caplog):
-    caplog.set_level("INFO", logger="absl")
+def test_a_global_setting_changes_no_answer(tmp_path):
+    expected = answer_of_an_export(tmp_path / "default")
+    for setting in ("channels_first", "float64", "float16"):
+        try:
+            if setting == "channels_first":
+                keras.config.set_image_data_format(setting)
+            else:
+                keras.config.set_floatx(setting)
+            actual = answer_of_an_export(tmp_path / setting)
+        finally:
+            keras.config.set_image_data_format("channels_last")
+            keras.config.set_floatx("float32")
+        for name, value in expected.items():
+            np.testing.assert_array_equal(actual[name], value, err_msg=f"{setting}: {name}")
+
+
+@pytest.mark.slow
+def test_options(model, tmp_path, monkeypatch):
+    messages = []  # not `caplog`: TensorFlow resets the level of the logger
+    monkeypatch.setattr(export.logging, "info", lambda text, *args: messages.append(text % args))
     folder = serving.export_saved_model(
         model, PREPROCESSING, ["å", "b|c", *CLASS_NAMES[2:]], tmp_path / "half", top=9,
-        compute_dtype="mixed_bfloat16", rows={"data": "none"},
+        compute_dtype="mixed_bfloat16", feature_layers=[0, -1], rows={"data": "none"},
     )  # fmt: skip
-    assert re.search(r"probabilities \d\.\de-\d+, features \d\.\de-\d+", caplog.text)
+    assert re.search(r"probabilities \d\.\de-\d+, features \d\.\de-\d+", messages[-1])
     loaded = tf.saved_model.load(folder)
-    assert set(loaded.signatures) == {"serving_default", "pixels", "pixels_float", "features"}
+    assert set(loaded.signatures) == {
+        "serving_default", "pixels", "pixels_float", "features", "feature_maps",
+    }  # fmt: skip
+    maps = loaded.signatures["feature_maps"](tf.constant([b"", JPEG]))
+    assert maps.pop("valid").numpy().tolist() == [False, True]
+    expected = vk.features(model, [0, 1])(PREPROCESSING.evaluation_image(JPEG)[None])
+    assert set(maps) == set(expected) and len(expected) == 4
+    for name, value in expected.items():
+        assert not np.any(maps[name][0])
+        scale = np.abs(value).max()
+        assert 1e-6 < np.abs(maps[name][1] - value[0]).max() / scale < 5e-2, name
     answer = loaded.signatures["serving_default"](tf.constant([JPEG]))
     assert {key: value.dtype.name for key, value in answer.items()} == {
         "classes": "string", "scores": "float32", "label_ids": "int32",
@@ -73,13 +85,16 @@ def test_options(model, tmp_path, caplog):
     assert 1e-6 < np.abs(answer["probabilities"] - exact).max() < 2e-2
     card = (folder / "model_card.md").read_text()
     assert "| data | none |" in card and "bfloat16; outputs are float32" in card
+    assert "| `feature_maps` | `image_bytes` | `block_00` `(b, 2, 3, 24)`" in card
     assert "`xla`" not in card and "å, b|c, class 2" in card
 
 
 def test_names_are_escaped_in_the_model_card(model):
     names = ["a\nb", "<img src=x>", "c\x1b[31m", "d|e", *CLASS_NAMES[4:]]
     rows = {"data": "folder\n| x |"}
-    card = model_card.format_model_card(model, PREPROCESSING, names, 5, "float32", {}, False, rows)
+    card = model_card.format_model_card(
+        model, PREPROCESSING, names, 5, "float32", {}, False, [], rows
+    )
     assert r"a\nb, &lt;img src=x&gt;, c\x1b[31m, d|e, class 4" in card
     assert r"| data | folder\n\| x \| |" in card and "\x1b" not in card
 

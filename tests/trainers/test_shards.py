@@ -15,22 +15,12 @@ from vitkeras.errors import InputError
 SCRIPT = ROOT / "tests/helpers/shard_runs.py"
 
 
-def largest_differences(replicas, folder, *cases):
-    """Returns the largest difference between one and several replicas, by case and value."""
-    results = []
-    for count in (1, replicas):
-        done = python(SCRIPT, count, folder / f"{count}.npz", *cases, timeout=1200)
-        assert done.returncode == 0, done.stderr[-2000:]
-        with np.load(folder / f"{count}.npz") as file:
-            results.append(dict(file))
-    one, several = results
-    assert one.keys() == several.keys() and len(one) >= 4
-    return {key: float(np.abs(one[key] - several[key]).max()) for key in one}
-
-
-def test_uneven_shards_equal_one_device(tmp_path):
-    for key, difference in largest_differences(2, tmp_path, "uneven").items():
-        assert difference < 1e-5, key
+def train(replicas, folder, *cases):
+    """Returns the results of cases of `shard_runs.py`."""
+    done = python(SCRIPT, replicas, folder / f"{replicas}.npz", *cases, timeout=1200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with np.load(folder / f"{replicas}.npz") as file:
+        return dict(file)
 
 
 #: Batches of 15 have equal shards here, unlike on two replicas.
@@ -40,10 +30,13 @@ THREE_REPLICAS = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("replicas, cases", [(2, ()), (3, THREE_REPLICAS)])
-def test_every_case_equals_one_device(replicas, cases, tmp_path):
-    for key, difference in largest_differences(replicas, tmp_path, *cases).items():
-        assert difference < 2e-5, key
+def test_every_case_equals_one_device(tmp_path):
+    expected = train(1, tmp_path)
+    for replicas, cases in ((2, ()), (3, THREE_REPLICAS)):
+        actual = train(replicas, tmp_path, *cases)
+        assert len(actual) == 4 * len(cases) if cases else actual.keys() == expected.keys()
+        for key, value in actual.items():
+            assert np.abs(value - expected[key]).max() < 2e-5, (replicas, key)
 
 
 ON_TWO_REPLICAS = """

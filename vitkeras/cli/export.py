@@ -13,10 +13,13 @@ import shlex
 
 from absl import flags as absl_flags
 
+from vitkeras.errors import InputError
 from vitkeras.io.atomic import is_remote
 
 REQUIRED = ("workdir", "output")
 ARGUMENTS = None
+#: Flags that have a meaning for SavedModels only.
+OF_SAVED_MODELS = ("version", "top", "compute_dtype", "xla", "features", "license")
 FORMATS = ["saved_model", "google", "hugging_face"]
 
 
@@ -45,6 +48,10 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         "xla", False, "Add a signature that XLA compiles. Stock servers do not run it.",
         flag_values=flags,
     )  # fmt: skip
+    absl_flags.DEFINE_list(
+        "features", [], "Blocks whose feature maps a signature feature_maps returns, such as "
+        "2,5,8,11; the last one is -1.", flag_values=flags,
+    )  # fmt: skip
     absl_flags.DEFINE_string(
         "license", None, "License of the weights, for the model card.", flag_values=flags
     )
@@ -54,12 +61,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     """Writes the export."""
     import vitkeras as vk
     from vitkeras import data, serving
-    from vitkeras.errors import InputError
     from vitkeras.io.run_directory import RunDirectory
 
-    run = RunDirectory(flags.workdir)
-    preprocessing = data.Preprocessing.from_json(run.preprocessing)
-    model = run.load_model(flags.weights)
     is_npz = flags.output.endswith(".npz")
     kind = flags.format or ("google" if is_npz else "saved_model")
     if is_npz != (kind == "google"):
@@ -67,15 +70,36 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
             "`output` must end in .npz for the format google, and be a folder otherwise. "
             f"Received: output={flags.output}, format={kind}."
         )
+    given = [flags[name].serialize() for name in OF_SAVED_MODELS if flags[name].present]
+    if given and kind != "saved_model":
+        raise InputError(
+            f"{given[0].partition('=')[0]} must not be given for weights, only for a SavedModel. "
+            f"Received: {given[0]}, format={kind}."
+        )
+    feature_layers = _feature_layers(flags.features)
+    run = RunDirectory(flags.workdir)
+    preprocessing = data.Preprocessing.from_json(run.preprocessing)
+    model = run.load_model(flags.weights)
     if kind != "saved_model":
         vk.save_weights(model, flags.output, run.class_names)
         return {"weights": flags.output, "format": kind}
     folder = serving.export_saved_model(
         model, preprocessing, run.class_names, flags.output, flags.version, flags.top,
-        flags.compute_dtype, flags.xla, _model_card_rows(run, flags),
+        flags.compute_dtype, flags.xla, feature_layers, _model_card_rows(run, flags),
     )  # fmt: skip
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return {"saved_model": str(folder), "version": int(folder.name), "bytes": size}
+
+
+def _feature_layers(texts):
+    """Returns the blocks of --features."""
+    try:
+        return [int(text) for text in texts]
+    except ValueError as error:
+        raise InputError(
+            "`features` must be integers with commas between them. "
+            f"Received: features={','.join(texts)}."
+        ) from error
 
 
 def _model_card_rows(run, flags):
@@ -87,7 +111,7 @@ def _model_card_rows(run, flags):
     average = f", a moving average (momentum {momentum})" if momentum else ""
     origin = f"initialized from {source}" if source else "trained from random initialization"
     unknown = f"that of {source}, not stated here" if source else "not stated"
-    command = [f"--{name}={flags[name].value}" for name in flags if flags[name].present]
+    command = [flags[name].serialize() for name in flags if flags[name].present]
     return {
         "data": ", ".join([data, *(f"{key} {v}" for key, v in dataset.items())]),
         "accuracy": _accuracy(run, flags.weights, dataset["validation"]),

@@ -21,6 +21,7 @@ from vitkeras.io.atomic import is_remote, publish, remove_stale_staging, staging
 from vitkeras.io.locks import exclusive_lock
 from vitkeras.models.builder import build_model
 from vitkeras.models.config import model_config
+from vitkeras.models.features import features
 from vitkeras.models.vit import VisionModel
 from vitkeras.serving.model_card import format_model_card
 from vitkeras.serving.server_files import write_server_files
@@ -46,6 +47,7 @@ def export_saved_model(
     top: int = 5,
     compute_dtype: str | None = None,
     xla: bool = False,
+    feature_layers: Sequence[int] = (),
     rows: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes a SavedModel with the signatures of `make_signatures`, verified against the model.
@@ -63,6 +65,8 @@ def export_saved_model(
         compute_dtype: "float32" or "mixed_bfloat16"; None for that of the model.
         xla: Whether to add a signature that XLA compiles. Stock servers do not run it: on a CPU
             they need --xla_cpu_compilation_enabled, and the GPU images cannot.
+        feature_layers: Blocks, as in `vitkeras.features`, whose maps a signature `feature_maps`
+            returns; none for no such signature.
         rows: Additional rows of the model card, from title to text.
     Returns:
         The folder of the new version.
@@ -84,6 +88,8 @@ def export_saved_model(
     if version is not None:
         check_int("version", version)
     top = min(check_int("top", top), len(class_names))
+    if feature_layers:
+        features(model, feature_layers)  # refuses what it cannot do, before anything is written
     if compute_dtype is not None:
         model = with_compute_dtype(model, compute_dtype)
     # Rescaling and head are float32 in every model.
@@ -107,20 +113,23 @@ def export_saved_model(
             folder.mkdir()
             archive = keras.export.ExportArchive()
             archive.track(model)
-            signatures = make_signatures(model, preprocessing, class_names, top, xla)
+            signatures = make_signatures(
+                model, preprocessing, class_names, top, xla, feature_layers
+            )
             for name, (function, spec) in signatures.items():
                 archive.add_endpoint(name, function, input_signature=[spec])
             archive.write_out(folder, verbose=False)
             (folder / WARMUP_FILE).parent.mkdir()
             write_warmup(folder / WARMUP_FILE, model_name, preprocessing.image_size, images)
-            differences = verify_export(folder, model, preprocessing, images, dtype)
+            differences = verify_export(folder, model, preprocessing, images, dtype, feature_layers)
             logging.info(
                 "Verified in a fresh process. Largest differences from the model: %s.",
                 ", ".join(f"{name} {value:.1e}" for name, value in differences.items()),
             )
             card = format_model_card(
-                model, preprocessing, class_names, top, dtype, differences, xla, rows or {}
-            )
+                model, preprocessing, class_names, top, dtype, differences, xla, feature_layers,
+                rows or {},
+            )  # fmt: skip
             (folder / "model_card.md").write_text(card, encoding="utf-8")
             _check_new(path)  # the lock does not stop other programs
             publish(folder, path)

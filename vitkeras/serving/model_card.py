@@ -10,6 +10,7 @@ import tensorflow as tf
 from vitkeras.data.decoding import MAX_PIXELS, MAX_SCANNED_PIXELS, MAX_TEXT_CHUNKS
 from vitkeras.data.folder_listing import printable
 from vitkeras.data.preprocessing import Preprocessing
+from vitkeras.models.features import features
 
 
 def format_model_card(
@@ -20,6 +21,7 @@ def format_model_card(
     compute_dtype: str,
     differences: Mapping[str, float],
     xla: bool,
+    feature_layers: Sequence[int],
     rows: Mapping[str, str],
 ) -> str:
     """Returns the model card as Markdown.
@@ -32,6 +34,7 @@ def format_model_card(
         compute_dtype: "float32" or "bfloat16".
         differences: Result of `verify_export`.
         xla: Whether the export has the signature `xla`.
+        feature_layers: Blocks of its signature `feature_maps`.
         rows: Additional rows, from title to text: data, accuracy, weights, license, command.
     """
     num_classes = len(class_names)
@@ -66,6 +69,10 @@ def format_model_card(
     if xla:
         text = "as `serving_default`, compiled by XLA; stock servers do not run it"
         signatures["xla"] = ("`image_bytes`", text)
+    if feature_layers:
+        maps = features(model, feature_layers).output
+        text = ", ".join(f"`{name}` {_format_shape(x.shape)}" for name, x in maps.items())
+        signatures["feature_maps"] = ("`image_bytes`", f"{text}; `valid`")
     signature_rows = ((f"`{name}`", *cells) for name, cells in signatures.items())
     return f"""\
 # Model card
@@ -86,6 +93,10 @@ servers with a TensorFlow before 2.20 refuse all WebP files.
 
 {", ".join(map(_escape, class_names))}
 """
+
+
+def _format_shape(shape):
+    return f"`(b, {', '.join(map(str, shape[1:]))})`"
 
 
 def _escape(text: str) -> str:

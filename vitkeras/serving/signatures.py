@@ -8,6 +8,7 @@ import tensorflow as tf
 from vitkeras.data.decoding import MAX_PIXELS
 from vitkeras.data.image_headers import read_header
 from vitkeras.data.preprocessing import Preprocessing
+from vitkeras.models.features import features as make_features
 
 #: Images of a request that are decoded in parallel.
 NUM_PARALLEL = 8
@@ -102,6 +103,7 @@ def make_signatures(
     class_names: Sequence[str],
     top: int,
     xla: bool,
+    feature_layers: Sequence[int] = (),
 ) -> dict[str, tuple[Callable[[tf.Tensor], dict[str, tf.Tensor]], tf.TensorSpec]]:
     """Returns the function of each signature and the spec of its input, by name.
 
@@ -111,6 +113,8 @@ def make_signatures(
         class_names: Class names in the order of the logits.
         top: Number of classes in an answer.
         xla: Whether to add the signature `xla`.
+        feature_layers: Blocks whose maps the signature `feature_maps` returns; none for no such
+            signature.
     """
     names, forward = tf.constant(class_names), make_forward(model)
     images_spec = tf.TensorSpec((None, *preprocessing.image_size, 3), tf.uint8)
@@ -170,4 +174,18 @@ def make_signatures(
         "pixels_float": (from_float_pixels, float_spec),
         "features": (features, bytes_spec),
     }
-    return signatures | ({"xla": (from_bytes_with_xla, bytes_spec)} if xla else {})
+    if xla:
+        signatures["xla"] = (from_bytes_with_xla, bytes_spec)
+    if feature_layers:
+        maps = make_features(model, feature_layers)
+
+        def feature_maps(image_bytes):
+            images, valid = decode(image_bytes)
+            masked = {
+                name: tf.where(tf.reshape(valid, [-1] + [1] * (len(value.shape) - 1)), value, 0.0)
+                for name, value in maps(images, training=False).items()
+            }
+            return masked | {"valid": valid}
+
+        signatures["feature_maps"] = (feature_maps, bytes_spec)
+    return signatures

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from vitkeras.data.preprocessing import Preprocessing
 from vitkeras.errors import RunError
+from vitkeras.models.features import features
 from vitkeras.serving import replay
 from vitkeras.serving.signatures import make_forward
 
@@ -27,6 +28,7 @@ def verify_export(
     preprocessing: Preprocessing,
     images: Sequence[bytes],
     compute_dtype: str,
+    feature_layers: Sequence[int] = (),
 ) -> dict[str, float]:
     """Runs an export in a fresh process without Keras and compares its outputs with the model's.
 
@@ -38,15 +40,19 @@ def verify_export(
         preprocessing: Its preprocessing.
         images: Valid image files. An invalid one is sent with them.
         compute_dtype: Compute dtype of the export, a key of `TOLERANCE`.
+        feature_layers: As for the export.
     Returns:
-        The largest difference of "probabilities" and of "features".
+        The largest difference of "probabilities" and of "features", feature maps included.
     Raises:
         RunError: If the export cannot be run, accepts the invalid image or differs from the model.
     """
     outputs = _replay(folder, [*images, b"not an image"])
     with tf.device("CPU:0"):
         pixels = tf.stack([preprocessing.evaluation_image(content) for content in images])
-        expected = {key: value.numpy() for key, value in make_forward(model)(pixels).items()}
+        outputs_of_model = make_forward(model)(pixels)
+        if feature_layers:
+            outputs_of_model |= features(model, feature_layers)(pixels, training=False)
+        expected = {key: value.numpy() for key, value in outputs_of_model.items()}
     differences = {"probabilities": 0.0, "features": 0.0}
     for name, values in outputs.items():
         signature, key = name.split("/")
@@ -54,8 +60,9 @@ def verify_export(
         good = values[: len(images)] if takes_bytes else values
         if key in expected:
             difference = np.abs(good - expected[key][: len(good)]).max()
-            scale = np.abs(expected[key]).max() if key == "features" else 1.0
-            differences[key] = float(np.maximum(differences[key], difference / scale))
+            kind = "probabilities" if key == "probabilities" else "features"
+            scale = np.abs(expected[key]).max() if kind == "features" else 1.0
+            differences[kind] = float(np.maximum(differences[kind], difference / scale))
         good_is_valid = np.all(good) if key == "valid" else np.all(np.isfinite(good))
         bad_is_blank = not takes_bytes or key == "label_ids" or not values[-1].any()
         if not good_is_valid or not bad_is_blank:

@@ -33,7 +33,8 @@ def test_augmentation_is_a_function_of_its_seed(format, crop, options):
     images = augmented(augmentation, image_bytes, (16, 24), 6)
     assert images.shape == (6, 16, 24, 3) and images.dtype == np.uint8
     different = {image.tobytes() for image in images}
-    assert len(different) == (1 if crop == "none" and not options else 6)
+    expected = {"none": 1, "flip_only": 2}
+    assert len(different) == (6 if options else expected.get(crop, 6))
     for seed in (0, 5):
         eager = augmentation.image(data.Preprocessing((16, 24)), image_bytes, tf.stack([seed, 7]))
         np.testing.assert_array_equal(eager, images[seed])
@@ -55,6 +56,34 @@ def test_inception_crops_have_5_to_100_percent_of_the_area_and_half_are_flipped(
     assert 0.03 < areas.min() < 0.25 and 0.7 < areas.max() < 1.05
     flipped = x[:, :, 0].mean(1) > x[:, :, -1].mean(1)
     assert 15 < flipped.sum() < 45
+
+
+def test_flip_only_is_the_evaluation_image_or_its_mirror_image():
+    image_bytes = encode(photo(30, 44))
+    image = data.Preprocessing((16, 24)).evaluation_image(image_bytes).numpy()
+    images = augmented(data.Augmentation("flip_only"), image_bytes, (16, 24), 60)
+    flipped = [np.array_equal(each, image[:, ::-1]) for each in images]
+    assert 15 < sum(flipped) < 45
+    assert all(f or np.array_equal(x, image) for f, x in zip(flipped, images, strict=True))
+
+
+def test_resize_and_flip_crops_everywhere_from_an_image_of_8_7_of_the_size():
+    ramp = np.zeros((64, 64, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.mgrid[:64, :64] * 4
+    image_bytes = tf.io.encode_png(ramp).numpy()
+    size, enlarged = (28, 35), (32, 40)
+    whole = data.Preprocessing(enlarged).evaluation_image(image_bytes).numpy()
+    crops = {
+        (y, x, flip): whole[y : y + size[0], x : x + size[1]][:, :: -1 if flip else 1].tobytes()
+        for y in range(5) for x in range(6) for flip in (False, True)
+    }  # fmt: skip
+    positions = {content: position for position, content in crops.items()}
+    assert len(positions) == 60
+    images = augmented(data.Augmentation("resize_and_flip"), image_bytes, size, 200)
+    found = [positions[image.tobytes()] for image in images]
+    counts = [np.unique(column, return_counts=True)[1] for column in zip(*found, strict=True)]
+    assert [len(count) for count in counts] == [5, 6, 2]
+    assert all(count.min() > 0.5 * len(images) / len(count) for count in counts)
 
 
 def test_affine_rotates_shears_scales_and_translates_within_its_bounds():

@@ -34,8 +34,9 @@ def get_config() -> ml_collections.ConfigDict:
     # The run does not start if a larger percentage of the images cannot be decoded. Up to ten bad
     # images are always accepted.
     config.max_bad_percent = 1.0
-    # Geometric augmentation: none, inception (random crop), inception_flip, or affine (small
-    # rotation, shear, scale and shift).
+    # Geometric augmentation: none, flip_only (horizontal), resize_and_flip (resized to 8/7 of
+    # image_size, random crop, flip), inception (random crop of 5 to 100 % of the area),
+    # inception_flip, or affine (small rotation, shear, scale and shift).
     config.crop = "inception_flip"
     # Color under transparent pixels, RGB from 0 to 255. Recorded in the run and used in evaluation
     # and serving too.

@@ -16,10 +16,15 @@ from vitkeras.data.preprocessing import Preprocessing
 from vitkeras.data.randaugment import GRAY, rand_augment
 from vitkeras.data.sharding import HostShard
 
-#: none: as in evaluation. inception: a random crop of 5-100 % of the area, resized. inception_flip:
-#: the same and a random horizontal flip. affine: a small random rotation, shear, scale and
-#: translation, for symbols such as digits, which crops and flips would change.
-CROPS = ("none", "inception", "inception_flip", "affine")
+#: none: as in evaluation. flip_only: as in evaluation, and a random horizontal flip.
+#: resize_and_flip: resized to 8/7 of the image size, a random crop of the image size and a random
+#: flip. inception: a random crop of 5-100 % of the area, resized. inception_flip: the same and a
+#: random flip. affine: a small random rotation, shear, scale and translation, for symbols such as
+#: digits, which crops and flips would change.
+CROPS = ("none", "flip_only", "resize_and_flip", "inception", "inception_flip", "affine")
+FLIPPED = ("flip_only", "resize_and_flip", "inception_flip")
+#: 256 for an image size of 224.
+ENLARGEMENT = 8 / 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +45,8 @@ class Augmentation:
     Raises:
         InputError: If an argument is out of range.
     Source: Steiner et al. 2021 (mixup and RandAugment); Zhong et al. 2020, "Random Erasing"; Yun et
-        al. 2019, "CutMix".
+        al. 2019, "CutMix". `resize_and_flip` is `resize(256)|random_crop(224)|flip_lr` of
+        https://github.com/google-research/big_vision.
     """
 
     crop: str = "none"
@@ -84,12 +90,15 @@ class Augmentation:
         Returns:
             uint8 `(h, w, 3)`.
         """
-        if self.crop in ("none", "affine"):
-            image = preprocessing.evaluation_image(image_bytes)
-            image = _random_affine(image, seed) if self.crop == "affine" else image
-        else:
+        if self.crop.startswith("inception"):
             image = preprocessing.resize(_inception_crop(preprocessing, image_bytes, seed))
-        if self.crop == "inception_flip":
+        elif self.crop == "resize_and_flip":
+            image = _random_crop(preprocessing, image_bytes, seed)
+        else:
+            image = preprocessing.evaluation_image(image_bytes)
+        if self.crop == "affine":
+            image = _random_affine(image, seed)
+        if self.crop in FLIPPED:
             image = tf.image.stateless_random_flip_left_right(image, seed + [0, 1])
         fold = tf.random.experimental.stateless_fold_in
         if self.color_jitter:
@@ -214,6 +223,14 @@ def affine_transform(
         fill_mode="CONSTANT",
     )
     return transformed[0]
+
+
+def _random_crop(preprocessing, image_bytes, seed):
+    """Returns a random crop of an image that is resized to `ENLARGEMENT` times the image size."""
+    size = preprocessing.image_size
+    enlarged = tuple(round(side * ENLARGEMENT) for side in size)
+    image = dataclasses.replace(preprocessing, image_size=enlarged).evaluation_image(image_bytes)
+    return tf.image.stateless_random_crop(image, (*size, 3), seed)
 
 
 def _inception_crop(preprocessing, image_bytes, seed):

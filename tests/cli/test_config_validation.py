@@ -35,6 +35,7 @@ def no_data(monkeypatch):
 def test_valid_configs():
     validate(config())
     validate(config(variant="R50x1", hidden_dim=None, image_size=(33, 40)))
+    validate(config(resize="crop", crop_fraction=1, crop="resize_and_flip"))
     validate(config(freeze="blocks:2", shots=5, total_steps=600, clip_norm=1.0))
 
 
@@ -43,7 +44,8 @@ def test_valid_configs():
     ("epochs", 0), ("evaluate_every", 0), ("shots", 0), ("total_steps", 0), ("pictures_every", -2),
     ("save_steps", 0), ("save_minutes", -1.0), ("max_bad_percent", 101.0),
     ("validation_percent", 95), ("dataset", ""), ("strategy", "gpu"), ("cache", "ram"),
-    ("crop", "cut"), ("color_jitter", -0.1), ("randaug_layers", -1), ("randaug_magnitude", -3),
+    ("crop", "cut"), ("resize", "pad"), ("crop_fraction", 0.9),
+    ("color_jitter", -0.1), ("randaug_layers", -1), ("randaug_magnitude", -3),
     ("erasing_rate", 1.5), ("mixup_alpha", -0.1), ("cutmix_alpha", -1.0), ("dtype", "float99"),
     ("variant", "X/16"), ("num_heads", 5), ("num_layers", 0), ("classifier", "max"),
     ("positions", "rotary"), ("positions_at", "output"), ("num_registers", -1), ("gelu", "quick"),
@@ -67,6 +69,8 @@ def test_fields_that_do_not_fit_each_other():
         validate(config(layer_decay=0.5, freeze="backbone"))
     with pytest.raises(InputError, match="pictures_every=1, variant=R50x1"):
         validate(config(variant="R50x1", pictures_every=1))
+    with pytest.raises(InputError, match="crop_fraction=1.5"):
+        validate(config(resize="crop", crop_fraction=1.5))
     with pytest.raises(InputError, match="init_from=None"):
         validate(config(variant="auto"))
 

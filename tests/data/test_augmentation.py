@@ -10,8 +10,11 @@ FULL = {"color_jitter": 0.4, "randaug_layers": 1, "erasing_rate": 1}
 
 
 def augmented(augmentation, image_bytes, size, count):
-    """Returns `(count, h, w, 3)`: an image augmented with the seeds (0, 7), (1, 7) ..."""
-    preprocessing = data.Preprocessing(size)
+    """Returns `(count, h, w, 3)`: an image augmented with the seeds (0, 7), (1, 7) ...
+
+    `size` is the image size, or a `Preprocessing`.
+    """
+    preprocessing = size if isinstance(size, data.Preprocessing) else data.Preprocessing(size)
 
     @tf.autograph.experimental.do_not_convert
     def augment(seed):
@@ -84,6 +87,31 @@ def test_resize_and_flip_crops_everywhere_from_an_image_of_8_7_of_the_size():
     counts = [np.unique(column, return_counts=True)[1] for column in zip(*found, strict=True)]
     assert [len(count) for count in counts] == [5, 6, 2]
     assert all(count.min() > 0.5 * len(images) / len(count) for count in counts)
+
+
+def test_resize_and_flip_crops_the_whole_long_side_if_the_aspect_ratio_is_kept():
+    ramp = np.zeros((32, 320, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.mgrid[:32, :320] * np.array([4, 0.75])[:, None, None]
+    image_bytes = tf.io.encode_png(ramp).numpy()
+    keeping = data.Preprocessing((28, 28), crop_fraction=0.9)  # training does not depend on it
+    images = augmented(data.Augmentation("resize_and_flip"), image_bytes, keeping, 200)
+    left = images[:, 0, :, 1].min(1) / 0.75  # the image is 32 pixels high: it is not resized
+    assert left.max() - left.min() > 270 and np.median(left) == pytest.approx(146, abs=40)
+    assert set((images[:, 0, 0, 0] / 4).tolist()) == {0, 1, 2, 3, 4}
+    unflipped = images[images[:, 0, 0, 1] < images[:, 0, -1, 1]]
+    assert 70 < len(unflipped) < 130
+    for image in unflipped[:9]:
+        y, x = image[0, 0, 0] // 4, np.flatnonzero(ramp[0, :, 1] == image[0, 0, 1])
+        assert any(np.array_equal(image, ramp[y : y + 28, i : i + 28]) for i in x)
+
+
+def test_inception_crops_are_resized_whatever_evaluation_does():
+    image_bytes = encode(photo(30, 44))
+    squash, crop = (
+        augmented(data.Augmentation("inception"), image_bytes, data.Preprocessing((16, 24), **o), 3)
+        for o in ({}, {"crop_fraction": 0.5})
+    )
+    np.testing.assert_array_equal(squash, crop)
 
 
 def test_affine_rotates_shears_scales_and_translates_within_its_bounds():

@@ -59,3 +59,69 @@ def test_json_round_trip_and_invalid_records():
     ):  # fmt: skip
         with pytest.raises(InputError, match="two sides, three colors"):
             data.Preprocessing.from_json(record | {name: value})
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("height, width, size, fraction", [
+    (60, 91, (16, 16), 0.875), (91, 60, (16, 16), 1.0), (300, 200, (24, 16), 0.75),
+    (41, 200, (16, 24), 0.9), (5, 9, (16, 24), 0.875), (16, 24, (16, 24), 1.0),
+])  # fmt: skip
+def test_crop_is_a_resize_that_keeps_the_aspect_ratio_and_a_central_crop(
+    height, width, size, fraction, antialias
+):
+    image = np.asarray(photo(height, width))
+    covered = [int(side / fraction) for side in size]
+    factor = max(covered[0] / height, covered[1] / width)
+    resized = [round(height * factor), round(width * factor)]
+    assert min(new - side for new, side in zip(resized, covered, strict=True)) == 0
+    whole = tf.image.resize(image, resized, antialias=antialias).numpy()
+    y, x = ((new - side) // 2 for new, side in zip(resized, size, strict=True))
+    expected = whole[y : y + size[0], x : x + size[1]]
+    preprocessing = data.Preprocessing(size, antialias, crop_fraction=fraction)
+    for dtype in ("uint8", "float32"):
+        out = preprocessing.resize(tf.constant(image, dtype))
+        assert out.dtype == tf.uint8 and out.shape == (*size, 3)
+        np.testing.assert_allclose(out, expected, atol=0.51)
+    batch = preprocessing.resize(np.stack([image, image[:, ::-1]]))
+    np.testing.assert_array_equal(batch[0], out)
+    mapped = tf.data.Dataset.from_tensors(encode(photo(height, width)))
+    mapped = mapped.map(preprocessing.evaluation_image)
+    assert mapped.element_spec.shape == (*size, 3)
+    np.testing.assert_array_equal(next(iter(mapped)), out)
+    if (height, width) == size and fraction == 1:
+        np.testing.assert_array_equal(out, image)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("height, width", [(1, 5_000), (5_000, 1), (1, 1), (1, 30_000_000)])
+def test_crop_of_an_extreme_aspect_ratio(height, width, antialias):
+    # Enlarged, so that antialias has no effect: each pixel is a tent of 200 at the center.
+    image = np.zeros((height, width, 3), np.uint8)
+    image[height // 2, width // 2] = 200
+    out = data.Preprocessing((16, 24), antialias, crop_fraction=0.875).resize(image).numpy()
+    scale = max(18 // height, 27 // width)
+    expected = np.full((16, 24), 200.0)
+    for axis, (old, new) in enumerate(zip((height, width), (16, 24), strict=True)):
+        position = (np.arange(new) + (old * scale - new) // 2 + 0.5) / scale - 0.5
+        position = np.clip(position, 0, old - 1)
+        tent = np.clip(1 - np.abs(position - old // 2), 0, 1)
+        expected *= tent[:, None] if axis == 0 else tent
+    np.testing.assert_allclose(out, np.repeat(expected[..., None], 3, 2), atol=0.51)
+
+
+def test_old_records_have_no_crop_and_new_ones_say_it():
+    old = {
+        "image_size": [16, 24], "antialias": False, "background": [255, 255, 255],
+        "exif_orientation": True, "resize": "bilinear", "value_range": [-1, 1],
+    }  # fmt: skip
+    squash = data.Preprocessing.from_json(old)
+    assert squash == data.Preprocessing((16, 24)) and squash.to_json() == old
+    assert "bilinear resize to 16x24 (height x width) without" in squash.describe()
+    crop = data.Preprocessing((16, 24), crop_fraction=0.875)
+    assert crop.to_json() == old | {"crop_fraction": 0.875}
+    assert data.Preprocessing.from_json(crop.to_json()) == crop != squash
+    assert "cover 18x27 (height x width) with the aspect ratio kept" in crop.describe()
+    assert "central crop of 16x24" in crop.describe()
+    for value in (0, -1, 1.01, float("nan"), "0.9", True):
+        with pytest.raises(InputError, match="`crop_fraction` must be above 0 and at most 1"):
+            data.Preprocessing.from_json(old | {"crop_fraction": value})

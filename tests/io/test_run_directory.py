@@ -44,6 +44,14 @@ def test_another_config_or_data_set_is_refused(tmp_path, caplog):
     assert not caplog.messages and run.config["epochs"] == 3
 
 
+def test_a_field_that_an_older_version_did_not_record_has_its_default(tmp_path):
+    run, new = RunDirectory(tmp_path / "run"), CONFIG | {"resize": "squash", "sides": (1, 2)}
+    run.create(CONFIG, NAMES, *REST)
+    run.create(new, NAMES, *REST, defaults=new)
+    with pytest.raises(InputError, match="resize was 'squash' and is now 'crop'"):
+        run.create(new | {"resize": "crop"}, NAMES, *REST, defaults=new)
+
+
 def test_another_strategy_or_version_is_logged_on_resume(tmp_path, caplog):
     run = RunDirectory(tmp_path / "run")
     run.create(CONFIG, NAMES, *REST)

@@ -1,5 +1,11 @@
 from vitkeras import data
-from vitkeras.preflight.data_checks import check_labels, decode_sample, read_labels
+from vitkeras.preflight.data_checks import (
+    Sample,
+    check_images,
+    check_labels,
+    decode_sample,
+    read_labels,
+)
 
 
 def test_labels_without_a_class_are_a_problem(data_dir):
@@ -17,3 +23,17 @@ def test_a_sample_is_spread_over_each_split(photos):
     assert everything.num_images == sum(splits) + 1
     assert 2 <= len(some.sizes) < len(everything.sizes)
     assert set(some.sizes) <= set(everything.sizes)
+
+
+def test_the_effect_of_the_resize_is_described_with_numbers():
+    sample = Sample([(300, 100), (100, 300), (200, 200)] * 3, ["PNG RGB"] * 9, [])
+    squash, crop = (
+        check_images(sample, {"train": 9}, data.Preprocessing((64, 64), crop_fraction=fraction))
+        for fraction in (None, 0.9)
+    )
+    assert squash.values["median_stretch"] == 3 and "crop" in squash.values["preprocessing"]
+    assert "a factor of 3.0 or more" in squash.warnings[0] and "resize=crop" in squash.warnings[0]
+    assert crop.values["median_area_kept_percent"] == 27 and "27 %" in crop.warnings[0]
+    assert "median_stretch" not in crop.values
+    square = Sample([(200, 200)], ["PNG RGB"], [])
+    assert not check_images(square, {"train": 1}, data.Preprocessing((64, 64))).warnings

@@ -1,5 +1,6 @@
 """Signatures of an export, through a C program that loads it as TF Serving does."""
 
+import dataclasses
 import os
 import random
 import re
@@ -19,15 +20,19 @@ from helpers.exports import (
     PNG,
     PNG_PIXELS,
     PREPROCESSING,
+    SIZE,
     WEBP,
     black_png,
     check_bad,
     check_good,
+    encode,
 )
+from helpers.images import photo
 from tensorflow.python.tools import saved_model_cli
 
 from vitkeras.data.decoding import MAX_PIXELS
 from vitkeras.serving import replay
+from vitkeras.serving.signatures import make_signatures
 
 TF219_PYTHON = os.environ.get("TF219_PYTHON")
 
@@ -104,6 +109,40 @@ def test_pixels_and_features(exported, serve, model, live):
     expected = type(model)(model.input, model.get_layer("head").input)(images)[0]
     np.testing.assert_allclose(answer["features"][0], expected, atol=1e-5)
     assert answer["valid"].tolist() == [True, False] and not answer["features"][1].any()
+
+
+def test_signatures_crop_as_evaluation_does(model, live):
+    preprocessing = dataclasses.replace(PREPROCESSING, crop_fraction=0.875)
+    functions = {
+        name: tf.function(function, input_signature=[spec])
+        for name, (function, spec) in make_signatures(
+            model, preprocessing, CLASS_NAMES, 5, xla=False
+        ).items()
+    }  # fmt: skip
+
+    def expected(content):
+        images = preprocessing.evaluation_image(content)[None]
+        return tf.nn.softmax(model(images, training=False))[0].numpy()
+
+    def check(answer, *contents):
+        for row, content in zip(answer["probabilities"], contents, strict=True):
+            np.testing.assert_allclose(row, expected(content), atol=1e-5)
+
+    long = encode("PNG", height=1, width=5000)
+    contents = [*GOOD.values(), BAD["empty"], long]
+    answer = functions["serving_default"](tf.constant(contents))
+    assert answer["valid"].numpy().tolist() == [True] * len(GOOD) + [False, True]
+    valid = {key: tf.boolean_mask(value, answer["valid"]) for key, value in answer.items()}
+    check(valid, *GOOD.values(), long)
+    assert np.abs(expected(PNG) - live(PNG)).max() > 1e-3
+    for signature, dtype in (("pixels", "u1"), ("pixels_float", "f4")):
+        pixels = np.stack([PNG_PIXELS, PNG_PIXELS]).astype(dtype)
+        check(functions[signature](pixels), PNG, PNG)
+        own_size = GOOD["PNG of the model's size"]
+        check(functions[signature](np.asarray(photo(*SIZE))[None].astype(dtype)), own_size)
+        assert functions[signature](pixels[:0])["probabilities"].shape == (0, len(CLASS_NAMES))
+        with pytest.raises(tf.errors.InvalidArgumentError, match="non-zero size"):
+            functions[signature](pixels[:, :0])
 
 
 def test_large_images_are_decoded_one_at_a_time(exported, serve):

@@ -7,7 +7,7 @@ from typing import Any
 from absl import logging
 
 from vitkeras import configs, data
-from vitkeras.arguments import check_range, parse_image_size
+from vitkeras.arguments import check_choice, check_range, parse_image_size
 from vitkeras.errors import InputError
 from vitkeras.io.atomic import is_remote
 from vitkeras.io.run_directory import RunDirectory
@@ -25,6 +25,9 @@ ARCHITECTURE = (
     "classifier", "positions", "positions_at", "num_registers", "pre_logits", "layer_scale", "gelu",
     "epsilon", "hidden_dim", "mlp_dim", "num_heads", "num_layers",
 )  # fmt: skip
+RESIZES = ("squash", "crop")
+#: The default of timm, and 224 of 256 pixels in big_vision.
+CROP_FRACTION = 0.875
 AUGMENTATION = (
     "crop", "color_jitter", "randaug_layers", "randaug_magnitude", "erasing_rate", "mixup_alpha",
     "mixup_per_example", "cutmix_alpha",
@@ -100,8 +103,19 @@ def preprocessing(config) -> data.Preprocessing:
     background = tuple(config.background)
     valid = len(background) == 3 and all(isinstance(x, int) and 0 <= x <= 255 for x in background)
     check_range("background", background, valid, "three integers from 0 to 255")
+    check_choice("resize", config.resize, RESIZES)
+    crop_fraction = config.crop_fraction
+    if config.resize == "crop":
+        crop_fraction = CROP_FRACTION if crop_fraction is None else crop_fraction
+    elif crop_fraction is not None:
+        raise InputError(
+            "`crop_fraction` must not be set unless `resize` is crop. "
+            f"Received: crop_fraction={crop_fraction}, resize={config.resize}."
+        )
     image_size = parse_image_size(config.image_size)
-    return data.Preprocessing(image_size, config.antialias, background, config.exif_orientation)
+    return data.Preprocessing(
+        image_size, config.antialias, background, config.exif_orientation, crop_fraction
+    )
 
 
 def open_source(config, sample: int | None = None):

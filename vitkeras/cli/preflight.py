@@ -101,7 +101,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     logging.info("decoding images ...")
     sample = data_checks.decode_sample(source, sample_size)
     num_examples = {split: source.num_examples(split) for split in data.SPLITS}
-    images = data_checks.check_images(sample, num_examples, preprocessing.image_size)
+    images = data_checks.check_images(sample, num_examples, preprocessing)
     try:
         from_config.check_bad_images(sample.bad, len(sample.sizes), config.max_bad_percent)
     except InputError as error:

@@ -56,7 +56,7 @@ def _train(config, run, strategy, smoke):
     import keras
     from absl import logging
 
-    from vitkeras import data
+    from vitkeras import configs, data
     from vitkeras.cli import from_config
     from vitkeras.evaluation.metrics import make_evaluator
     from vitkeras.interpret import tensorboard
@@ -103,7 +103,7 @@ def _train(config, run, strategy, smoke):
         strategy, dict(zip(names, record, strict=True)), "the same config and the same data"
     )
     if chief:
-        run.create(*record)
+        run.create(*record, defaults=configs.base_config().to_dict())
     trainable = sum(math.prod(variable.shape) for variable in model.trainable_variables)
     logging.info(
         "%s, %d replica%s, %d images per replica and step; %s parameters%s; %d classes; %s",

@@ -43,6 +43,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.background = (255, 255, 255)
     # Whether the EXIF orientation is applied. Recorded likewise.
     config.exif_orientation = True
+    # squash: images are resized without regard to their aspect ratio. crop: the aspect ratio is
+    # kept, and evaluation and serving take the central crop. Recorded likewise.
+    config.resize = "squash"
+    # With resize=crop, the ratio of the sides of the central crop and of the resized image; if not
+    # set, 0.875 (224 of 256 pixels).
+    config.crop_fraction = placeholder(float)
     # Whether resizing uses antialias. Recorded in the run and used in evaluation and serving too.
     config.antialias = False
     # Brightness, contrast and saturation are multiplied by a factor in 1 +- this value.

@@ -91,7 +91,7 @@ class Augmentation:
             uint8 `(h, w, 3)`.
         """
         if self.crop.startswith("inception"):
-            image = preprocessing.resize(_inception_crop(preprocessing, image_bytes, seed))
+            image = preprocessing.squash(_inception_crop(preprocessing, image_bytes, seed))
         elif self.crop == "resize_and_flip":
             image = _random_crop(preprocessing, image_bytes, seed)
         else:
@@ -226,11 +226,19 @@ def affine_transform(
 
 
 def _random_crop(preprocessing, image_bytes, seed):
-    """Returns a random crop of an image that is resized to `ENLARGEMENT` times the image size."""
+    """Returns a random crop of an image that is resized to `ENLARGEMENT` times the image size.
+
+    If the aspect ratio is kept, the resized image covers that size.
+    """
     size = preprocessing.image_size
     enlarged = tuple(round(side * ENLARGEMENT) for side in size)
-    image = dataclasses.replace(preprocessing, image_size=enlarged).evaluation_image(image_bytes)
-    return tf.image.stateless_random_crop(image, (*size, 3), seed)
+    if preprocessing.crop_fraction is None:
+        larger = dataclasses.replace(preprocessing, image_size=enlarged)
+        return tf.image.stateless_random_crop(
+            larger.evaluation_image(image_bytes), (*size, 3), seed
+        )
+    draws = tf.random.stateless_uniform((2,), seed)
+    return preprocessing.cover(preprocessing.decode(image_bytes), enlarged, draws)
 
 
 def _inception_crop(preprocessing, image_bytes, seed):

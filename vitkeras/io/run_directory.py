@@ -66,11 +66,18 @@ class RunDirectory:
         class_names: list[str],
         preprocessing: dict[str, Any],
         dataset: dict[str, Any],
+        defaults: dict[str, Any] | None = None,
     ) -> None:
         """Starts a run, or checks that the run in the directory has the same config and data.
 
         Logs a warning if another version started the run, or if its strategy changes.
 
+        Args:
+            config: The config.
+            class_names: Class names in the order of the logits.
+            preprocessing: Result of `Preprocessing.to_json`.
+            dataset: Fingerprint of the data set.
+            defaults: Values of config fields that an older version may not have recorded.
         Raises:
             InputError: If the directory holds another run or other files, or cannot be created.
         """
@@ -82,7 +89,7 @@ class RunDirectory:
             "config": config,  # last: `exists` looks for it
         }
         if self.exists():
-            self._check_same(contents)
+            self._check_same(contents, defaults or {})
             return
         if self.path.exists() and (not self.path.is_dir() or self._has_other_files()):
             raise InputError(
@@ -100,7 +107,7 @@ class RunDirectory:
                 f"Received: {self.path} ({error.strerror})."
             ) from error
 
-    def _check_same(self, contents):
+    def _check_same(self, contents, defaults):
         for name, new in reversed(contents.items()):
             new = json.loads(json.dumps(new))
             if name == "versions":
@@ -108,6 +115,7 @@ class RunDirectory:
                 continue
             old = self._read(name)
             if name == "config":
+                old = json.loads(json.dumps(defaults)) | old
                 if old.get("strategy") != new.get("strategy"):
                     logging.warning(
                         "The run used strategy=%s so far and continues with strategy=%s. Another "

@@ -17,6 +17,9 @@ from vitkeras.preflight import report
 from vitkeras.preflight.report import CheckResult
 
 MAX_LISTED_IMAGES = 20
+#: A larger median ratio of the horizontal and the vertical scale is a warning, and a smaller
+#: percentage of the area that the central crop shows.
+MAX_STRETCH, MIN_AREA_KEPT = 2, 50
 #: Labels are read without decoding images, so that more of them are read than images.
 LABELS_PER_IMAGE = 10
 
@@ -107,16 +110,16 @@ def read_labels(source: Source, count: int | None) -> np.ndarray:
 
 
 def check_images(
-    sample: Sample, num_examples: dict[str, int], image_size: tuple[int, int]
+    sample: Sample, num_examples: dict[str, int], preprocessing: data.Preprocessing
 ) -> CheckResult:
-    """Describes the images of a sample and compares their size with that of the model.
+    """Describes the images of a sample and compares their sizes with that of the model.
 
     Args:
         sample: The decoded images.
         num_examples: Images per split.
-        image_size: `(height, width)` of the model, in pixels.
+        preprocessing: Preprocessing of the run.
     """
-    sizes = np.array(sample.sizes)
+    sizes, image_size = np.array(sample.sizes), np.array(preprocessing.image_size)
     median = np.median(sizes, axis=0)
     values = {
         "images": num_examples,
@@ -128,14 +131,32 @@ def check_images(
         "formats_percent": _percentages(sample.formats),
         "transparent_images": sample.num_transparent,
         "rotated_images": sample.num_rotated,
+        "preprocessing": preprocessing.describe(),
     }
     caption = "Height and width of the checked images, in pixels."
     result = CheckResult("Images", values, figures=[(caption, report.draw_image_sizes(sizes))])
-    if (median < 0.5 * np.array(image_size)).any():
+    if (median < 0.5 * image_size).any():
         result.warnings.append(
             "At least half of the images are less than half as large as image_size: enlarging them "
             "only blurs them."
         )
+    scales = image_size / sizes  # (images, 2)
+    stretch = scales.max(1) / scales.min(1)
+    if preprocessing.crop_fraction is None:
+        result.values["median_stretch"] = round(float(np.median(stretch)), 2)
+        if np.median(stretch) > MAX_STRETCH:
+            result.warnings.append(
+                f"Half of the images are stretched by a factor of {np.median(stretch):.1f} or more "
+                "along one side: --config.resize=crop keeps the aspect ratio."
+            )
+    else:
+        kept = 100 * float(np.median(preprocessing.crop_fraction**2 / stretch))
+        result.values["median_area_kept_percent"] = round(kept, 1)
+        if kept < MIN_AREA_KEPT:
+            result.warnings.append(
+                f"The central crop shows {kept:.0f} % of the area or less of half of the images: "
+                "--config.resize=squash shows all of it."
+            )
     return result
 
 

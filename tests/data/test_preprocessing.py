@@ -92,6 +92,20 @@ def test_crop_is_a_resize_that_keeps_the_aspect_ratio_and_a_central_crop(
         np.testing.assert_array_equal(out, image)
 
 
+def test_the_visible_part_is_what_the_crop_shows():
+    image = np.asarray(photo(70, 120))
+    crop = data.Preprocessing((16, 24), crop_fraction=0.5)
+    part = crop.visible_part(image)
+    assert part.shape == (35, 52, 3)  # covers 32x48: the factor is 32 / 70
+    squashed, cropped = (
+        preprocessing.resize(each).numpy().astype(int)
+        for preprocessing, each in ((data.Preprocessing((16, 24)), part), (crop, image))
+    )
+    assert np.abs(squashed - cropped).max() < 16 < np.abs(np.diff(cropped[::8], axis=0)).max()
+    assert data.Preprocessing((16, 24)).visible_part(image) is image
+    assert crop.visible_part(image[:1]).shape == (1, 1, 3)
+
+
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("height, width", [(1, 5_000), (5_000, 1), (1, 1), (1, 30_000_000)])
 def test_crop_of_an_extreme_aspect_ratio(height, width, antialias):

@@ -83,7 +83,8 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     check_range("block", block, valid, f"an integer from 1 to {layout.num_layers}, or -1")
     if class_index is not None:
         class_index = _find_class(class_index, class_names, model)
-    originals = [preprocessing.decode(each).numpy() for each in contents[:MAX_SHOWN]]
+    decoded = [preprocessing.decode(each).numpy() for each in contents[:MAX_SHOWN]]
+    originals = [preprocessing.visible_part(each) for each in decoded]
     images = np.stack([preprocessing.evaluation_image(each).numpy() for each in contents])
 
     model_name = printable(f"{name} ({model.name})")

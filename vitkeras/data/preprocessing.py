@@ -8,6 +8,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from vitkeras.arguments import check_float, check_range
@@ -144,6 +145,20 @@ class Preprocessing:
         """
         crop = resize_and_crop(images, self.image_size, covered, self.antialias, draws)
         return _to_uint8(crop, images.dtype)
+
+    def visible_part(self, image: np.ndarray) -> np.ndarray:
+        """Returns the part of a decoded image that `resize` shows, without a resize.
+
+        Args:
+            image: `(h, w, 3)`.
+        """
+        if self.crop_fraction is None:
+            return image
+        sides, size = np.array(image.shape[:2]), np.array(self.image_size)
+        scale = max(covered_size(self.image_size, self.crop_fraction) / sides)
+        shown = np.clip(np.round(size / scale), 1, sides).astype(int)
+        (top, left), (height, width) = (sides - shown) // 2, shown
+        return image[top : top + height, left : left + width]
 
     def _has_image_size(self, images):
         """Returns whether images need no resize."""

@@ -32,7 +32,7 @@ class Report:
         model_name: Name of the model in titles and captions.
         file_names: File name of each image.
         originals: The first images in their original size, at most `MAX_SHOWN`, uint8 `(h, w, 3)`
-            each. They get figures of their own.
+            each; of cropped images, the part that the model sees. They get figures of their own.
         images: All images as the model takes them, `(b, h, w, 3)`.
     """
 

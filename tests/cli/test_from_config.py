@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
 from helpers.models import TINY
 from helpers.processes import command
+from sklearn.utils.class_weight import compute_class_weight
 
 import vitkeras as vk
 from vitkeras import configs
@@ -21,6 +23,33 @@ def test_a_run_ends_with_its_last_step_in_a_complete_epoch():
     assert from_config.run_length(config, 7) == (15, 3)
     config.total_steps = 14
     assert from_config.run_length(config, 7) == (14, 2)
+
+
+def test_sigmoid_scores_start_as_1_over_the_number_of_classes():
+    config = configs.base_config()
+    from_config.shrink(config)
+    config.loss = "sigmoid"
+    model = from_config.build_model(config, 10)
+    scores = keras.ops.sigmoid(model(np.zeros((1, *config.image_size, 3))))
+    np.testing.assert_allclose(scores, np.full((1, 10), 0.1), rtol=1e-6)
+    from_config.compile_model(model, config, 4, [1.0] * 9 + [2.0])
+    assert type(model.loss).__name__ == "SmoothedSigmoidCrossEntropy"
+    assert model.loss.class_weights[8:] == [1, 2]
+    assert from_config.build_model(config, 1).get_layer("head").bias.numpy() == [0]
+
+
+def test_class_weights_are_balanced_over_the_training_split(photos, data_dir):
+    config = configs.base_config()
+    config.update(dataset=f"folder:{photos}", class_weights="balanced")
+    source = from_config.open_source(config)
+    labels = source.labels("train")
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    assert len(set(expected.tolist())) == 2  # a file of one class cannot be decoded
+    np.testing.assert_allclose(from_config.class_weights(config, source), expected)
+    config.class_weights = None
+    assert from_config.class_weights(config, source) is None
+    config.update(dataset="digits", data_dir=data_dir, class_weights="balanced", shots=3)
+    assert from_config.class_weights(config, from_config.open_source(config)) is None
 
 
 def test_too_many_bad_images_are_refused():

@@ -27,6 +27,7 @@ from helpers.models import TINY
 from vitkeras import training
 from vitkeras.evaluation.metrics import make_evaluator
 from vitkeras.training import strategy as strategies
+from vitkeras.training.losses import LOSSES
 
 FEATURES = {
     "SGD with momentum": {},
@@ -36,6 +37,7 @@ FEATURES = {
     "EMA": {"ema_momentum": 0.9},
     "steps_per_execution": {"steps_per_execution": 3},
     "label smoothing": {"smoothing": 0.1},
+    "class weights, sigmoid loss": {"accumulation_steps": 2, "loss": "sigmoid"},
     "mixed_bfloat16": {"dtype": "mixed_bfloat16"},
 }
 SMALL = {**TINY, "num_layers": 1}
@@ -58,7 +60,9 @@ def padded_batches(batch_size):
     return tf.data.Dataset.from_tensor_slices(columns).batch(batch_size, drop_remainder=True)
 
 
-def train(strategy, plain, full, batch_sizes, smoothing=0.0, dtype="float32", **options):
+def train(
+    strategy, plain, full, batch_sizes, smoothing=0.0, loss="softmax", dtype="float32", **options
+):
     """Returns losses, accuracies and weights; evaluates also in padded batches of some sizes."""
     keras.utils.set_random_seed(0)
     compile_options = {key: options.pop(key) for key in ONLY_ROUNDING if key in options}
@@ -73,9 +77,12 @@ def train(strategy, plain, full, batch_sizes, smoothing=0.0, dtype="float32", **
         )
         if plain and "accumulation_steps" in compile_options:
             optimizer.gradient_accumulation_steps = compile_options.pop("accumulation_steps")
-        loss = training.SmoothedCrossEntropy(smoothing)
-        model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False, **compile_options)
-        evaluate = make_evaluator(model)
+        class_weights = [0.1, 0.5, 1, 2, 4] if loss == "sigmoid" else None
+        model.compile(
+            optimizer, LOSSES[loss](smoothing, class_weights), metrics=["accuracy"],
+            jit_compile=False, **compile_options,
+        )  # fmt: skip
+        evaluate = make_evaluator(model, loss)
     batch_size = 16 if full or plain else 17
     batches = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS))
     batches = batches.batch(batch_size, drop_remainder=full)

@@ -31,6 +31,7 @@ from helpers.images import photo
 from tensorflow.python.tools import saved_model_cli
 
 from vitkeras.data.decoding import MAX_PIXELS
+from vitkeras.errors import InputError
 from vitkeras.serving import replay
 from vitkeras.serving.signatures import make_signatures
 
@@ -143,6 +144,18 @@ def test_signatures_crop_as_evaluation_does(model, live):
         assert functions[signature](pixels[:0])["probabilities"].shape == (0, len(CLASS_NAMES))
         with pytest.raises(tf.errors.InvalidArgumentError, match="non-zero size"):
             functions[signature](pixels[:, :0])
+
+
+def test_sigmoid_scores_are_those_of_each_logit(model):
+    signatures = make_signatures(model, PREPROCESSING, CLASS_NAMES, 3, False, (), "sigmoid")
+    answer = signatures["serving_default"][0](tf.constant([JPEG, b""]))
+    logits = model(PREPROCESSING.evaluation_image(JPEG)[None]).numpy().astype("float64")[0]
+    expected = 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(answer["probabilities"][0], expected, atol=1e-6)
+    assert abs(expected.sum() - 1) > 0.1 and not answer["probabilities"][1].numpy().any()
+    assert answer["label_ids"][0].numpy().tolist() == np.argsort(-expected)[:3].tolist()
+    with pytest.raises(InputError, match="`activation` must be one of softmax, sigmoid"):
+        make_signatures(model, PREPROCESSING, CLASS_NAMES, 3, False, (), "none")
 
 
 def test_large_images_are_decoded_one_at_a_time(exported, serve):

@@ -60,7 +60,7 @@ def test_every_setup_equals_one_device(results, capsys):
         return float(np.abs(expected - actual).max())
 
     features = list(dict.fromkeys(key.split("/")[0] for key in results["reference"]))
-    assert len(features) == 8
+    assert len(features) == 9
     with capsys.disabled():
         titles = ("1 device", "2 replicas", "4 replicas", "2 hosts", "TPUStrategy (emulated)")
         print(f"\n| largest difference | {' | '.join(titles)} |\n|{'---|' * (len(titles) + 1)}")

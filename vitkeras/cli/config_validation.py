@@ -3,7 +3,7 @@
 import math
 
 from vitkeras import training
-from vitkeras.arguments import check_float, check_int, check_range
+from vitkeras.arguments import check_choice, check_float, check_int, check_range
 from vitkeras.cli import from_config
 from vitkeras.data.cache import parse_cache
 from vitkeras.errors import InputError
@@ -14,6 +14,7 @@ from vitkeras.pretrained.loading import read_config
 from vitkeras.pretrained.transfer import check_architecture
 from vitkeras.training.checkpoints import has_state
 from vitkeras.training.freezing import check_freeze
+from vitkeras.training.losses import LOSSES
 from vitkeras.training.optimizers import check_optimizer
 from vitkeras.training.strategy import check_strategy_name
 
@@ -63,7 +64,10 @@ def _validate_training(config):
         config.optimizer, config.weight_decay, config.clip_norm, config.ema_momentum,
         config.layer_decay,
     )  # fmt: skip
-    training.SmoothedCrossEntropy(config.label_smoothing)
+    check_choice("loss", config.loss, LOSSES)
+    if config.class_weights is not None:
+        check_choice("class_weights", config.class_weights, ["balanced"])
+    LOSSES[config.loss](config.label_smoothing)
 
 
 def _validate_model(config, run):

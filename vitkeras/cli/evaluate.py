@@ -41,5 +41,5 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     run.check_data(source.class_names, source.fingerprint())
     preprocessing = data.Preprocessing.from_json(run.preprocessing)
     batches = data.evaluation_batches(source, flags.split, preprocessing, flags.batch_size)
-    result = make_evaluator(model)(batches)
+    result = make_evaluator(model, run.loss)(batches)
     return {"workdir": str(run.path), "weights": flags.weights, "split": flags.split, **result}

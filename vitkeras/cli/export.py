@@ -85,7 +85,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
         return {"weights": flags.output, "format": kind}
     folder = serving.export_saved_model(
         model, preprocessing, run.class_names, flags.output, flags.version, flags.top,
-        flags.compute_dtype, flags.xla, feature_layers, _model_card_rows(run, flags),
+        flags.compute_dtype, flags.xla, feature_layers, _model_card_rows(run, flags), run.loss,
     )  # fmt: skip
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return {"saved_model": str(folder), "version": int(folder.name), "bytes": size}

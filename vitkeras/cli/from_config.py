@@ -1,13 +1,16 @@
 """Builds what a config describes: data source, model, optimizer."""
 
 import dataclasses
+import math
 import os
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from vitkeras import configs, data
 from vitkeras.arguments import check_choice, check_range, parse_image_size
+from vitkeras.data.examples import Source
 from vitkeras.errors import InputError
 from vitkeras.io.atomic import is_remote
 from vitkeras.io.run_directory import RunDirectory
@@ -16,8 +19,9 @@ from vitkeras.models.config import RESNETS, ResNetConfig, ViTConfig
 from vitkeras.models.vit import VisionModel
 from vitkeras.pretrained import load_weights
 from vitkeras.pretrained.loading import read_config
-from vitkeras.training import SmoothedCrossEntropy, WarmupDecay, make_optimizer
+from vitkeras.training import WarmupDecay, make_optimizer
 from vitkeras.training.checkpoints import has_state
+from vitkeras.training.losses import LOSSES, balanced_class_weights
 
 #: Config fields that a model of any origin can override, and those that describe a ViT.
 OVERRIDES = ("image_size", "dropout_rate", "stochastic_depth_rate", "remat")
@@ -177,13 +181,37 @@ def build_model(config, num_classes: int, run: RunDirectory | None = None) -> Vi
     else:
         described = architecture(config, num_classes)
     model = model_from_config(described, config.dtype)
+    if config.loss == "sigmoid" and num_classes > 1 and not resumed:
+        # Each score starts as 1 / classes. -10 in big_vision, for 21,843 classes.
+        model.get_layer("head").bias.assign([-math.log(num_classes - 1)] * num_classes)
     if config.init_from and not resumed:
         report = load_weights(model, config.init_from, head=False)
         logging.info("Initialized from %s: %s", config.init_from, report)
     return model
 
 
-def compile_model(model: VisionModel, config, total_steps: int) -> None:
+def class_weights(config, source: Source) -> list[float] | None:
+    """Returns the weights of the classes in the loss, None for equal weights.
+
+    Every host computes the same from the labels of the whole training split.
+    """
+    if config.class_weights is None or config.shots:  # every class has `shots` images
+        return None
+    num_classes = len(source.class_names)
+    labels = np.fromiter(source.labels("train"), np.int64)
+    weights = balanced_class_weights(np.bincount(labels, minlength=num_classes)[:num_classes])
+    order = np.argsort(weights)
+    logging.info(
+        "The weights of the classes in the loss are %.3g (%s) to %.3g (%s).",
+        weights[order[0]], source.class_names[order[0]],
+        weights[order[-1]], source.class_names[order[-1]],
+    )  # fmt: skip
+    return weights
+
+
+def compile_model(
+    model: VisionModel, config, total_steps: int, class_weights: list[float] | None = None
+) -> None:
     """Compiles the model with loss and optimizer of a config, and creates all variables."""
     schedule = WarmupDecay(
         config.learning_rate, total_steps, config.warmup_steps, config.lr_schedule
@@ -195,7 +223,7 @@ def compile_model(model: VisionModel, config, total_steps: int) -> None:
     optimizer.build(model.trainable_variables)
     model.compile(
         optimizer,
-        SmoothedCrossEntropy(config.label_smoothing),
+        LOSSES[config.loss](config.label_smoothing, class_weights),
         metrics=["accuracy"],
         accumulation_steps=config.accumulation_steps,
         steps_per_execution=config.steps_per_execution,

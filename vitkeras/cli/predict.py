@@ -164,7 +164,7 @@ def _from_run(path, weights, top):
     run = RunDirectory(path)
     preprocessing = data.Preprocessing.from_json(run.preprocessing)
     model, names = run.load_model(weights), run.class_names
-    return model_predictor(model, names, preprocessing, top), len(names)
+    return model_predictor(model, names, preprocessing, top, run.loss), len(names)
 
 
 def _from_saved_model(path, top):

@@ -88,15 +88,16 @@ def _train(config, run, strategy, smoke):
     total_steps, epochs = from_config.run_length(config, steps)
     sizes = {split: source.num_examples(split) for split in data.SPLITS}
     from_config.check_bad_images(source.bad_images, sum(sizes.values()), config.max_bad_percent)
+    class_weights = from_config.class_weights(config, source)
     # Not earlier: preparing a data set draws from the same generators.
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
         model = from_config.build_model(config, len(source.class_names), run)
         freeze(model, config.freeze)
-        from_config.compile_model(model, config, total_steps)
+        from_config.compile_model(model, config, total_steps, class_weights)
         # Not compiled: the saved model needs only `import vitkeras` to load.
         kept_model = model.from_config(model.get_config())
-        evaluator = make_evaluator(kept_model)
+        evaluator = make_evaluator(kept_model, config.loss)
     record = (config.to_dict(), source.class_names, preprocessing.to_json(), source.fingerprint())
     names = ("config", "class names", "preprocessing", "data")
     check_same_on_hosts(

@@ -140,6 +140,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.clip_norm = placeholder(float)
     # Momentum of the moving average of the weights that is evaluated and saved; none if not set.
     config.ema_momentum = placeholder(float)
+    # Loss: softmax or sigmoid cross-entropy, of which sigmoid is summed over the classes.
+    # Evaluation has the same loss, and predictions are softmax probabilities or sigmoid scores.
+    config.loss = "softmax"
+    # Weights of the classes in the loss: balanced, inversely proportional to their numbers of
+    # training images; equal weights if not set.
+    config.class_weights = placeholder(str)
     # Label smoothing.
     config.label_smoothing = 0.0
 

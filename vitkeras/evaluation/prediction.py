@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from vitkeras.arguments import check_choice
 from vitkeras.data.images import file_error
 from vitkeras.data.preprocessing import Preprocessing
 from vitkeras.io.atomic import is_remote
@@ -107,7 +108,11 @@ def _invalid(path):
 
 
 def model_predictor(
-    model: Any, class_names: Sequence[str], preprocessing: Preprocessing, top: int
+    model: Any,
+    class_names: Sequence[str],
+    preprocessing: Preprocessing,
+    top: int,
+    activation: str = "softmax",
 ) -> Predictor:
     """Returns the predictor of a Keras model.
 
@@ -116,13 +121,16 @@ def model_predictor(
         class_names: Class names in the order of the logits.
         preprocessing: Preprocessing of the run.
         top: Number of classes in an answer.
+        activation: From logits to probabilities: "softmax", or "sigmoid", whose probabilities of
+            the classes do not sum to 1.
     """
+    check_choice("activation", activation, ("softmax", "sigmoid"))
     images_spec = tf.TensorSpec((None, *preprocessing.image_size, 3), tf.uint8)
 
     @tf.function(input_signature=[images_spec])
     def best(images):
         logits = tf.cast(model(images, training=False), tf.float32)
-        return tf.math.top_k(tf.nn.softmax(logits), min(top, len(class_names)))
+        return tf.math.top_k(getattr(tf.nn, activation)(logits), min(top, len(class_names)))
 
     def predict(images):
         probabilities, labels = (tensor.numpy().tolist() for tensor in best(images))

@@ -181,6 +181,11 @@ class RunDirectory:
         return self._read("config")
 
     @property
+    def loss(self) -> str:
+        """The loss of the run, softmax or sigmoid: also the activation of predictions."""
+        return self.config.get("loss", "softmax")  # older versions did not record it
+
+    @property
     def class_names(self) -> list[str]:
         """Class names in the order of the logits."""
         return self._read("class_names")

@@ -49,6 +49,7 @@ def export_saved_model(
     xla: bool = False,
     feature_layers: Sequence[int] = (),
     rows: Mapping[str, str] | None = None,
+    activation: str = "softmax",
 ) -> Path:
     """Writes a SavedModel with the signatures of `make_signatures`, verified against the model.
 
@@ -68,6 +69,8 @@ def export_saved_model(
         feature_layers: Blocks, as in `vitkeras.features`, whose maps a signature `feature_maps`
             returns; none for no such signature.
         rows: Additional rows of the model card, from title to text.
+        activation: From logits to probabilities: "softmax", or "sigmoid", whose probabilities of
+            the classes do not sum to 1.
     Returns:
         The folder of the new version.
     Raises:
@@ -85,6 +88,7 @@ def export_saved_model(
             f"for a pattern: it would not find the weights. Received: {os.path.abspath(base)}."
         )
     _check_model(model, preprocessing, class_names)
+    check_choice("activation", activation, ("softmax", "sigmoid"))
     if version is not None:
         check_int("version", version)
     top = min(check_int("top", top), len(class_names))
@@ -114,21 +118,23 @@ def export_saved_model(
             archive = keras.export.ExportArchive()
             archive.track(model)
             signatures = make_signatures(
-                model, preprocessing, class_names, top, xla, feature_layers
+                model, preprocessing, class_names, top, xla, feature_layers, activation
             )
             for name, (function, spec) in signatures.items():
                 archive.add_endpoint(name, function, input_signature=[spec])
             archive.write_out(folder, verbose=False)
             (folder / WARMUP_FILE).parent.mkdir()
             write_warmup(folder / WARMUP_FILE, model_name, preprocessing.image_size, images)
-            differences = verify_export(folder, model, preprocessing, images, dtype, feature_layers)
+            differences = verify_export(
+                folder, model, preprocessing, images, dtype, feature_layers, activation
+            )
             logging.info(
                 "Verified in a fresh process. Largest differences from the model: %s.",
                 ", ".join(f"{name} {value:.1e}" for name, value in differences.items()),
             )
             card = format_model_card(
                 model, preprocessing, class_names, top, dtype, differences, xla, feature_layers,
-                rows or {},
+                rows or {}, activation,
             )  # fmt: skip
             (folder / "model_card.md").write_text(card, encoding="utf-8")
             _check_new(path)  # the lock does not stop other programs

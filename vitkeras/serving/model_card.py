@@ -23,6 +23,7 @@ def format_model_card(
     xla: bool,
     feature_layers: Sequence[int],
     rows: Mapping[str, str],
+    activation: str = "softmax",
 ) -> str:
     """Returns the model card as Markdown.
 
@@ -36,6 +37,7 @@ def format_model_card(
         xla: Whether the export has the signature `xla`.
         feature_layers: Blocks of its signature `feature_maps`.
         rows: Additional rows, from title to text: data, accuracy, weights, license, command.
+        activation: "softmax" or "sigmoid".
     """
     num_classes = len(class_names)
     versions = {
@@ -53,6 +55,10 @@ def format_model_card(
         f"{largest} (features relative to the largest one)",
         "created with": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
+    if activation == "sigmoid":
+        table["scores"] = (
+            "sigmoid of each logit: those of the classes are independent and do not sum to 1"
+        )
     outputs = (
         f"`classes`, `scores`, `label_ids` `(b, {top})`, best first; "
         f"`probabilities` `(b, {num_classes})`; `valid` `(b,)`"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
+from vitkeras.arguments import check_choice
 from vitkeras.data.decoding import MAX_PIXELS
 from vitkeras.data.image_headers import read_header
 from vitkeras.data.preprocessing import Preprocessing
@@ -83,16 +84,23 @@ def assert_shape(tensor: tf.Tensor, spec: tf.TensorSpec, rule: str) -> tf.Tensor
         return tf.identity(tensor)
 
 
-def make_forward(model: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+def make_forward(
+    model: keras.Model, activation: str = "softmax"
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     """Returns a function from images, uint8 `(b, h, w, 3)`, to features and probabilities, float32.
 
     The features are the input of the layer `head`.
+
+    Args:
+        model: A model with a layer `head` that returns logits.
+        activation: From logits to probabilities: "softmax" or "sigmoid".
     """
+    check_choice("activation", activation, ("softmax", "sigmoid"))
     extended = type(model)(model.input, [model.get_layer("head").input, model.output])
 
     def forward(images):
         features, logits = (tf.cast(x, tf.float32) for x in extended(images, training=False))
-        return {"features": features, "probabilities": tf.nn.softmax(logits)}
+        return {"features": features, "probabilities": getattr(tf.nn, activation)(logits)}
 
     return forward
 
@@ -104,6 +112,7 @@ def make_signatures(
     top: int,
     xla: bool,
     feature_layers: Sequence[int] = (),
+    activation: str = "softmax",
 ) -> dict[str, tuple[Callable[[tf.Tensor], dict[str, tf.Tensor]], tf.TensorSpec]]:
     """Returns the function of each signature and the spec of its input, by name.
 
@@ -115,8 +124,9 @@ def make_signatures(
         xla: Whether to add the signature `xla`.
         feature_layers: Blocks whose maps the signature `feature_maps` returns; none for no such
             signature.
+        activation: See `make_forward`.
     """
-    names, forward = tf.constant(class_names), make_forward(model)
+    names, forward = tf.constant(class_names), make_forward(model, activation)
     images_spec = tf.TensorSpec((None, *preprocessing.image_size, 3), tf.uint8)
     # One function for all signatures: the graph holds the model once.
     plain = tf.function(forward, input_signature=[images_spec])

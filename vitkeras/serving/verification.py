@@ -29,6 +29,7 @@ def verify_export(
     images: Sequence[bytes],
     compute_dtype: str,
     feature_layers: Sequence[int] = (),
+    activation: str = "softmax",
 ) -> dict[str, float]:
     """Runs an export in a fresh process without Keras and compares its outputs with the model's.
 
@@ -41,6 +42,7 @@ def verify_export(
         images: Valid image files. An invalid one is sent with them.
         compute_dtype: Compute dtype of the export, a key of `TOLERANCE`.
         feature_layers: As for the export.
+        activation: See `make_forward`.
     Returns:
         The largest difference of "probabilities" and of "features", feature maps included.
     Raises:
@@ -49,7 +51,7 @@ def verify_export(
     outputs = _replay(folder, [*images, b"not an image"])
     with tf.device("CPU:0"):
         pixels = tf.stack([preprocessing.evaluation_image(content) for content in images])
-        outputs_of_model = make_forward(model)(pixels)
+        outputs_of_model = make_forward(model, activation)(pixels)
         if feature_layers:
             outputs_of_model |= features(model, feature_layers)(pixels, training=False)
         expected = {key: value.numpy() for key, value in outputs_of_model.items()}

@@ -7,7 +7,13 @@ import keras  # noqa: F401 (before any submodule: see `_register_classes` in vit
 
 # isort: split
 from vitkeras.training.freezing import freeze
-from vitkeras.training.losses import SmoothedCrossEntropy
+from vitkeras.training.losses import SmoothedCrossEntropy, SmoothedSigmoidCrossEntropy
 from vitkeras.training.optimizers import WarmupDecay, make_optimizer
 
-__all__ = ["SmoothedCrossEntropy", "WarmupDecay", "freeze", "make_optimizer"]
+__all__ = [
+    "SmoothedCrossEntropy",
+    "SmoothedSigmoidCrossEntropy",
+    "WarmupDecay",
+    "freeze",
+    "make_optimizer",
+]

@@ -11,7 +11,8 @@ def draw(rows: list[dict]) -> Figure:
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axis, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        # The training loss includes label smoothing and dropout; the validation loss does not.
+        # The training loss includes label smoothing, class weights and dropout; the validation loss
+        # does not.
         for key, label, style in (
             (name, "training (as minimized)" if name == "loss" else "training", "-"),
             (f"val_{name}", "validation", "o-"),

@@ -54,7 +54,7 @@ def test_valid_configs():
     ("learning_rate", -1.0), ("learning_rate", float("nan")), ("layer_decay", 1.5),
     ("lr_schedule", "step"), ("warmup_steps", -1), ("weight_decay", -0.1), ("clip_norm", 0.0),
     ("ema_momentum", 1.0), ("label_smoothing", 1.0),
-    ("loss", "hinge"),
+    ("loss", "hinge"), ("early_stopping", 0), ("early_stopping_metric", "f1"),
     ("class_weights", "equal"),
 ])  # fmt: skip
 def test_each_field_is_checked(name, value):

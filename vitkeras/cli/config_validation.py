@@ -64,6 +64,7 @@ def _validate_training(config):
         config.optimizer, config.weight_decay, config.clip_norm, config.ema_momentum,
         config.layer_decay,
     )  # fmt: skip
+    from_config.early_stopping(config)
     check_choice("loss", config.loss, LOSSES)
     if config.class_weights is not None:
         check_choice("class_weights", config.class_weights, ["balanced"])

@@ -21,6 +21,7 @@ from vitkeras.pretrained import load_weights
 from vitkeras.pretrained.loading import read_config
 from vitkeras.training import WarmupDecay, make_optimizer
 from vitkeras.training.checkpoints import has_state
+from vitkeras.training.early_stopping import EarlyStopping
 from vitkeras.training.losses import LOSSES, balanced_class_weights
 
 #: Config fields that a model of any origin can override, and those that describe a ViT.
@@ -188,6 +189,13 @@ def build_model(config, num_classes: int, run: RunDirectory | None = None) -> Vi
         report = load_weights(model, config.init_from, head=False)
         logging.info("Initialized from %s: %s", config.init_from, report)
     return model
+
+
+def early_stopping(config) -> EarlyStopping | None:
+    """Returns when a run ends before its last epoch; None for never."""
+    patience = 1 if config.early_stopping is None else config.early_stopping
+    criterion = EarlyStopping(patience, config.early_stopping_metric)
+    return None if config.early_stopping is None else criterion
 
 
 def class_weights(config, source: Source) -> list[float] | None:

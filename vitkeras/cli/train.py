@@ -146,6 +146,7 @@ def _train(config, run, strategy, smoke):
             epochs=epochs, steps_per_epoch=steps, batch_size=config.batch_size,
             evaluate_every=config.evaluate_every, save_steps=config.save_steps,
             save_minutes=config.save_minutes, callbacks=callbacks,
+            early_stopping=from_config.early_stopping(config),
         )  # fmt: skip
         if chief:
             write_file(run.path / "curves.png", to_png(curves.draw(rows)))
@@ -153,7 +154,7 @@ def _train(config, run, strategy, smoke):
         result = evaluate("test")
     if chief:
         _print_next_commands(run, source)
-    return {"workdir": str(run.path), "split": "test", "epochs": epochs, **result}
+    return {"workdir": str(run.path), "split": "test", "epochs": rows[-1]["epoch"], **result}
 
 
 def _write_bad_images(source, run):

@@ -118,6 +118,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.total_steps = placeholder(int)
     # Epochs between evaluations; the training state is saved after each.
     config.evaluate_every = 1
+    # The run ends after so many evaluations in a row without a better value than before of
+    # early_stopping_metric, loss or accuracy of the validation split; never early if not set.
+    config.early_stopping = placeholder(int)
+    config.early_stopping_metric = "loss"
     # Epochs between attention figures for TensorBoard; none if not set.
     config.pictures_every = placeholder(int)
     # Steps between saves of the training state; none if not set.

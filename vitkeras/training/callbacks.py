@@ -268,7 +268,7 @@ class StateSaver(keras.callbacks.Callback):
         stop, save = self._stop_and_save()
         if stop or save or self.model_saver.is_due(epoch):
             self._save(epoch + 1, 0)
-        if stop and epoch + 1 < self.counter.epochs:
+        if stop and epoch + 1 < self.counter.epochs and not self.model.stop_training:
             self.stop.interrupt(self.counter.global_step)
 
     def on_train_end(self, logs=None):

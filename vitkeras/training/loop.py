@@ -23,6 +23,7 @@ from vitkeras.training.callbacks import (
     StepCounter,
 )
 from vitkeras.training.checkpoints import StateWriter, latest_state, remove_newer
+from vitkeras.training.early_stopping import EarlyStopper, EarlyStopping
 from vitkeras.training.interruption import StopSignal
 from vitkeras.training.strategy import is_chief, is_multi_worker, mean_over_hosts
 
@@ -54,6 +55,7 @@ def train(
     evaluate_every: int = 1,
     save_steps: int | None = None,
     save_minutes: float | None = None,
+    early_stopping: EarlyStopping | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> list[dict]:
     """Trains to the last epoch, starting from the newest state in the run directory.
@@ -73,6 +75,7 @@ def train(
         evaluate_every: Number of epochs between evaluations; models and state are saved after each.
         save_steps: Number of steps between further saves of the state; None for no such saves.
         save_minutes: Minutes between further saves of the state; None for no such saves.
+        early_stopping: When the run ends before the last epoch; None for never.
         callbacks: Further Keras callbacks, which run on the chief.
     Returns:
         The rows of metrics.csv, one dict per epoch.
@@ -96,6 +99,9 @@ def train(
     if record["epoch"] >= epochs:
         logging.info("All %d epochs are done already.", epochs)
         return record["rows"]
+    if early_stopping and early_stopping.is_reached(record["rows"]):
+        logging.info(early_stopping.describe(record["rows"]))
+        return record["rows"]
     if state:
         if chief:
             remove_newer(run.path / "state", counter.global_step)
@@ -118,6 +124,7 @@ def train(
         state_saver = StateSaver(
             writer, model_saver, metrics, counter, stop, save_steps, save_minutes, arrays
         )
+        stoppers = [EarlyStopper(early_stopping, metrics, stop, chief)] if early_stopping else []
         try:
             model.fit(
                 batches(counter.first_epoch, counter.first_step),
@@ -128,13 +135,16 @@ def train(
                 shuffle=False,  # the batches are shuffled already
                 verbose=0,
                 callbacks=[
-                    counter, LossGuard(counter), model_saver, *chief_callbacks, metrics, state_saver
+                    counter, LossGuard(counter), model_saver, *chief_callbacks, metrics, *stoppers,
+                    state_saver,
                 ],
             )  # fmt: skip
         finally:
             if writer is not None:
                 writer.wait()
-        if counter.global_step < counter.total_steps:
+        if early_stopping and model.stop_training:
+            logging.info(early_stopping.describe(metrics.rows))
+        elif counter.global_step < counter.total_steps:
             raise RunError(
                 f"The training data must last for {counter.total_steps} steps. "
                 f"Received: data that ended after step {counter.global_step}."

@@ -12,6 +12,7 @@ def get_config():
     """Returns the config: Ti/16 at 224 with settings for small data sets."""
     config = base.get_config()
     config.dataset = "folder:photos"
+    config.crop = "resize_and_flip"
     config.variant = "Ti/16"
     config.batch_size = 32
     config.epochs = 30

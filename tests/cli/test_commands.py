@@ -142,6 +142,37 @@ def test_a_resumed_run_is_bit_exact(run, tmp_path, monkeypatch):
     assert result | {"workdir": ""} == run[1] | {"workdir": ""}
 
 
+def test_a_finished_run_is_extended(run, tmp_path):
+    workdir = tmp_path / "extended"
+    shutil.copytree(run[0], workdir)
+    rows = (workdir / "metrics.csv").read_text()
+    for flag in ("--config.learning_rate=1", "--config.total_steps=6", "--config.epochs=4"):
+        fail("train", f"--workdir={workdir}", "--extend_epochs=1", flag)
+        assert (workdir / "metrics.csv").read_text() == rows
+        assert not (workdir / "extensions.json").exists()
+
+    result, log = succeed("train", f"--workdir={workdir}", "--extend_epochs=2")
+    assert "Resuming after step 6 of 12" in log and result["epochs"] == 4
+    assert json.loads((workdir / "extensions.json").read_text()) == [{"from": 2, "to": 4}]
+    extended = (workdir / "metrics.csv").read_text()
+    assert extended.startswith(rows)
+    config = RunDirectory(workdir).config
+    assert config == RunDirectory(run[0]).config | {"epochs": 4}
+    schedule = vk.training.WarmupDecay(
+        config["learning_rate"], 12, config["warmup_steps"], config["lr_schedule"]
+    )
+    rates = [float(row["learning_rate"]) for row in csv.DictReader(extended.splitlines())]
+    assert len(rates) == 4 and rates[2] > 0
+    np.testing.assert_allclose(rates[2:], [schedule(9), schedule(12)], atol=1e-9)
+
+    shutil.rmtree(sorted((workdir / "state").iterdir())[1])  # as if killed in the last epoch
+    error = fail("train", f"--workdir={workdir}", "--extend_epochs=2")
+    assert "3 of 4 epochs are done" in error
+    again, log = succeed("train", f"--workdir={workdir}")
+    assert again == result and "Resuming after step 9 of 12" in log
+    assert (workdir / "metrics.csv").read_text() == extended
+
+
 def test_a_run_is_used_from_any_directory_and_with_moved_data(run, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run[0], "run")
@@ -325,6 +356,34 @@ def test_fine_tuning_from_a_run_at_another_image_size(run, photos, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_head_is_kept_where_class_names_agree(run, photos, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "bee").rename(folder / "dog")
+    flags = [
+        *train_flags(folder, tmp_path / "kept"), f"--config.init_from={run[0]}",
+        "--config.keep_head", "--config.learning_rate=1e-20", "--config.epochs=1",
+    ]  # fmt: skip
+    _, log = succeed("train", *flags)
+    assert "The head is kept for 2 of 3 classes: ant, cow" in log
+    kernels, biases = (
+        [
+            RunDirectory(path).load_model().get_layer("head").get_weights()[i]
+            for path in (run[0], tmp_path / "kept")
+        ]
+        for i in (0, 1)
+    )
+    for old, new in (kernels, biases):
+        np.testing.assert_allclose(new[..., [0, 1]], old[..., [0, 2]], atol=1e-9)
+        np.testing.assert_allclose(new[..., 2], 0, atol=1e-9)
+    (folder / "ant").rename(folder / "eel")
+    (folder / "cow").rename(folder / "fox")
+    flags[flags.index(next(f for f in flags if "--workdir" in f))] = f"--workdir={tmp_path / 'no'}"
+    assert "A head can only be kept if a class name is the same" in fail("train", *flags)
+    flags += [f"--config.init_from={tmp_path / 'w.npz'}"]
+    assert "`init_from` must be a run directory" in fail("train", *flags)
+
+
 def test_fine_tuning_with_the_architecture_of_a_file(run, photos, tmp_path):
     folder = tmp_path / "out"
     succeed("export", f"--workdir={run[0]}", f"--output={folder}", "--format=hugging_face")

@@ -12,7 +12,7 @@ from vitkeras.models.config import ResNetConfig
 from vitkeras.models.vit import dtype_policy
 from vitkeras.pretrained.loading import read_config
 from vitkeras.pretrained.transfer import check_architecture
-from vitkeras.training.checkpoints import has_state
+from vitkeras.training.checkpoints import has_state, latest_state
 from vitkeras.training.freezing import check_freeze
 from vitkeras.training.losses import LOSSES
 from vitkeras.training.optimizers import check_optimizer
@@ -57,6 +57,31 @@ def validate(config, run: RunDirectory | None = None) -> None:
     _validate_model(config, run)
 
 
+def check_finished(config, run: RunDirectory) -> None:
+    """Checks that a run can be extended: all its epochs are done, and their number decides.
+
+    Args:
+        config: The config of the run.
+        run: The run directory.
+    Raises:
+        InputError: If it cannot.
+    """
+    for name in ("total_steps", "early_stopping"):
+        if config[name] is not None:
+            raise InputError(
+                f"`extend_epochs` must not be given for a run with `{name}`, which decides when it "
+                f"ends. Received: {name}={config[name]}."
+            )
+    state = latest_state(run.path / "state")
+    done = state[1]["epoch"] if state else 0
+    if done < config.epochs:
+        raise InputError(
+            "`extend_epochs` must be given for a finished run. "
+            f"Received: {run.path}, where {done} of {config.epochs} epochs are done. Without "
+            "--extend_epochs the run is resumed."
+        )
+
+
 def _validate_training(config):
     total_steps = config.total_steps or max(config.warmup_steps + 1, 1)
     training.WarmupDecay(config.learning_rate, total_steps, config.warmup_steps, config.lr_schedule)
@@ -73,6 +98,12 @@ def _validate_training(config):
 
 def _validate_model(config, run):
     resumes = run is not None and has_state(run.path / "state")
+    is_run = bool(config.init_from) and RunDirectory(config.init_from).exists()
+    if config.keep_head and not (is_run or resumes):
+        raise InputError(
+            "`init_from` must be a run directory with `keep_head`: other weights have no class "
+            f"names. Received: init_from={config.init_from}."
+        )
     if config.variant == "auto":
         from_config.check_auto(config)
         if resumes:

@@ -19,6 +19,7 @@ from vitkeras.models.config import RESNETS, ResNetConfig, ViTConfig
 from vitkeras.models.vit import VisionModel
 from vitkeras.pretrained import load_weights
 from vitkeras.pretrained.loading import read_config
+from vitkeras.pretrained.transfer import copy_head
 from vitkeras.training import WarmupDecay, make_optimizer
 from vitkeras.training.checkpoints import has_state
 from vitkeras.training.early_stopping import EarlyStopping
@@ -41,7 +42,7 @@ AUGMENTATION = (
 
 def shrink(config) -> None:
     """Changes any config to one that runs in seconds, on the digits unless it names a folder."""
-    config.init_from = None  # it has another size
+    config.init_from, config.keep_head = None, False  # it has another size
     if config.variant == "auto":
         config.variant = "Ti/16"
     patch = config.variant.partition("/")[2]
@@ -189,6 +190,16 @@ def build_model(config, num_classes: int, run: RunDirectory | None = None) -> Vi
         report = load_weights(model, config.init_from, head=False)
         logging.info("Initialized from %s: %s", config.init_from, report)
     return model
+
+
+def keep_head(model: VisionModel, config, class_names: list[str]) -> None:
+    """Copies the head of the run `init_from` for the classes that have a name of that run."""
+    origin = RunDirectory(config.init_from)
+    kept = copy_head(origin.load_model("best"), model, origin.class_names, class_names)
+    logging.info(
+        "The head is kept for %d of %d classes: %s%s", len(kept), len(class_names),
+        ", ".join(kept[:8]), ", ..." if len(kept) > 8 else "",
+    )  # fmt: skip
 
 
 def early_stopping(config) -> EarlyStopping | None:

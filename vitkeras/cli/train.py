@@ -3,6 +3,7 @@
   vitkeras train --config=digits --workdir=runs/digits
   vitkeras train --config=folder --config.dataset=folder:photos --workdir=runs/photos
   vitkeras train --workdir=runs/photos
+  vitkeras train --workdir=runs/photos --extend_epochs=20
 
 SIGTERM and Ctrl-C finish the step, save the state and exit with code 75.
 """
@@ -31,12 +32,16 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         "smoke", False, "Train a tiny model for two epochs of two steps, as a test of the config.",
         flag_values=flags,
     )  # fmt: skip
+    absl_flags.DEFINE_integer(
+        "extend_epochs", None, "Continue a finished run for this number of epochs, with the "
+        "learning-rate schedule of the new length.", lower_bound=1, flag_values=flags,
+    )  # fmt: skip
 
 
 def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     """Trains, then evaluates the best model on the test split."""
     from vitkeras.cli import from_config
-    from vitkeras.cli.config_validation import validate
+    from vitkeras.cli.config_validation import check_finished, validate
     from vitkeras.io.run_directory import RunDirectory
     from vitkeras.training.loop import host_errors
     from vitkeras.training.strategy import check_same_versions, make_strategy
@@ -45,14 +50,17 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     if flags.smoke:
         from_config.shrink(config)
     from_config.make_paths_absolute(config)
+    if flags.extend_epochs:
+        check_finished(config, run)
+        config.epochs += flags.extend_epochs
     validate(config, run)
     strategy = make_strategy(config.strategy)
     with host_errors(strategy):
         check_same_versions(strategy)
-        return _train(config, run, strategy, flags.smoke)
+        return _train(config, run, strategy, flags.smoke, flags.extend_epochs or 0)
 
 
-def _train(config, run, strategy, smoke):
+def _train(config, run, strategy, smoke, new_epochs):
     import keras
     from absl import logging
 
@@ -63,6 +71,7 @@ def _train(config, run, strategy, smoke):
     from vitkeras.io.atomic import write_file
     from vitkeras.io.figures import to_png
     from vitkeras.training import curves
+    from vitkeras.training.checkpoints import has_state
     from vitkeras.training.freezing import freeze
     from vitkeras.training.loop import exclusive_run, train
     from vitkeras.training.strategy import (
@@ -93,6 +102,8 @@ def _train(config, run, strategy, smoke):
     keras.utils.set_random_seed(config.seed)
     with strategy.scope():
         model = from_config.build_model(config, len(source.class_names), run)
+        if config.keep_head and not has_state(run.path / "state"):
+            from_config.keep_head(model, config, source.class_names)
         freeze(model, config.freeze)
         from_config.compile_model(model, config, total_steps, class_weights)
         # Not compiled: the saved model needs only `import vitkeras` to load.
@@ -104,7 +115,12 @@ def _train(config, run, strategy, smoke):
         strategy, dict(zip(names, record, strict=True)), "the same config and the same data"
     )
     if chief:
-        run.create(*record, defaults=configs.base_config().to_dict())
+        run.create(
+            record[0] | {"epochs": config.epochs - new_epochs}, *record[1:],
+            defaults=configs.base_config().to_dict(),
+        )  # fmt: skip
+        if new_epochs:
+            run.extend(config.epochs)
     trainable = sum(math.prod(variable.shape) for variable in model.trainable_variables)
     logging.info(
         "%s, %d replica%s, %d images per replica and step; %s parameters%s; %d classes; %s",

@@ -102,6 +102,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Weights to start from, without the head: a weight file of a supported format or its folder, a
     # run directory, or a .keras file.
     config.init_from = placeholder(str)
+    # Whether the head of init_from, a run directory, is kept for the classes that have a name of
+    # that run.
+    config.keep_head = False
     # What is not trained: backbone (all but the head) or blocks:K (stem, patch encoder and the
     # first K blocks); nothing if not set.
     config.freeze = placeholder(str)

@@ -5,6 +5,7 @@ class_names.json    class names in the order of the logits
 preprocessing.json  what happens to an image before the model
 dataset.json        fingerprint of the data set: sizes of the splits, version or hash
 versions.json       versions of vitkeras, Keras and the backend that started the run
+extensions.json     if the run was extended: numbers of epochs before and after, each time
 best.keras          the model with the best validation accuracy
 last.keras          the model after the last epoch
 state/              training state, one folder per saved step
@@ -43,6 +44,9 @@ def installed_versions() -> dict[str, str]:
     backend = keras.backend.backend()
     versions = {"vitkeras": vitkeras.__version__, "keras": keras.__version__}
     return versions | {backend: __import__(backend).__version__}
+
+
+EXTENSIONS = "extensions.json"
 
 
 class RunDirectory:
@@ -106,6 +110,16 @@ class RunDirectory:
                 "A new run needs a directory that can be created and written. "
                 f"Received: {self.path} ({error.strerror})."
             ) from error
+
+    def extend(self, epochs: int) -> None:
+        """Records a larger number of epochs for a finished run."""
+        config = self.config
+        path = self.path / EXTENSIONS
+        extensions = json.loads(path.read_text()) if path.exists() else []
+        extensions.append({"from": config["epochs"], "to": epochs})
+        write_file(path, (json.dumps(extensions, indent=1) + "\n").encode())
+        text = json.dumps(config | {"epochs": epochs}, indent=1, sort_keys=True) + "\n"
+        write_file(self.path / FILES["config"], text.encode())
 
     def _check_same(self, contents, defaults):
         for name, new in reversed(contents.items()):

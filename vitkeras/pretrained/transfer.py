@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -91,6 +92,56 @@ def transfer_weights(
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return report
+
+
+def copy_head(
+    source: keras.Model,
+    target: keras.Model,
+    source_names: Sequence[str],
+    target_names: Sequence[str],
+) -> list[str]:
+    """Copies kernel and bias of the head for the classes that have the same name in both models.
+
+    The other classes of `target` keep their values.
+
+    Args:
+        source: A model of this package with a head.
+        target: A model with a head on the same features. Changed in place.
+        source_names: Class names in the order of the logits of `source`.
+        target_names: Class names in the order of the logits of `target`.
+    Returns:
+        The names that were copied, in the order of `target`.
+    Raises:
+        InputError: If no name is in both, or the heads have different inputs.
+    """
+    heads = [model.get_layer("head") for model in (source, target)]
+    inputs = [
+        (
+            getattr(config, "classifier", None),
+            getattr(config, "pre_logits", False),
+            head.input.shape[-1],
+        )
+        for head, config in zip(heads, map(model_config, (source, target)), strict=True)
+    ]
+    if inputs[0] != inputs[1]:
+        raise InputError(
+            "A head can only be kept on the same features: classifier, pre_logits and width. "
+            f"Received: {inputs[0]} in {source.name}, {inputs[1]} in the model."
+        )
+    columns = {name: i for i, name in enumerate(source_names)}
+    kept = [name for name in target_names if name in columns]
+    if not kept:
+        raise InputError(
+            "A head can only be kept if a class name is the same. "
+            f"Received: {', '.join(source_names[:5])} and {', '.join(target_names[:5])}."
+        )
+    old = [columns[name] for name in kept]
+    new = [list(target_names).index(name) for name in kept]
+    for weight, value in zip(heads[1].weights, heads[0].get_weights(), strict=True):
+        array = np.array(weight)
+        array[..., new] = value[..., old]
+        weight.assign(array)
+    return kept
 
 
 def check_architecture(

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -16,6 +17,7 @@ from helpers.processes import ENVIRONMENT, ROOT
 
 from vitkeras import data
 from vitkeras.data.images import decode_error
+from vitkeras.errors import InputError
 from vitkeras.evaluation.prediction import Predictor, model_predictor, predict_files
 
 SIZE = (16, 24)
@@ -92,6 +94,31 @@ def test_files_are_listed_while_they_are_predicted(tmp_path):
     assert all(len(next(batches)) == 4 for _ in range(5))
     assert len(listed) < 2000
     batches.close()
+
+
+def test_requests_are_parallel_and_their_answers_in_order(tmp_path):
+    for i in range(9):
+        (tmp_path / f"{i}.txt").write_text(str(i))
+    paths = sorted(map(str, tmp_path.iterdir()))
+    running, most = set(), []
+    three = threading.Barrier(3)
+
+    def predict(contents):
+        contents = contents.numpy().tolist()
+        running.update(contents)
+        three.wait(60)  # with fewer threads it would never pass
+        most.append(len(running))
+        if contents[0] == b"6":
+            raise InputError("refused")
+        running.difference_update(contents)
+        return [([content.decode()], [1.0]) for content in contents]
+
+    batches = predict_files(paths[:6], Predictor(tf.identity, predict, 3), 1)
+    assert [row.classes for batch in batches for row in batch] == [[str(i)] for i in range(6)]
+    assert max(most) <= 3
+    batches = predict_files(paths[6:], Predictor(tf.identity, predict, 3), 1)
+    with pytest.raises(InputError, match="refused"):
+        list(batches)
 
 
 def test_every_decoder_error_is_a_reason(files):

@@ -150,7 +150,7 @@ def test_predict_with_a_server_equals_predict_with_the_export(
         code, out, err = command(
             "predict", f"--server={server}", "--model_name=tiny", "--batch_size=2", *images
         )
-    assert code == 0 and stub.batch_sizes == [2, 2, 2, 1]  # the first one is repeated
+    assert code == 0 and sorted(stub.batch_sizes) == [1, 2, 2, 2]  # one of them is repeated
     remote = json.loads(out.splitlines()[-1])["predictions"]
     _, out, _ = command("predict", f"--saved_model={exported}", *images)
     local = json.loads(out.splitlines()[-1])["predictions"]
@@ -161,7 +161,7 @@ def test_predict_with_a_server_equals_predict_with_the_export(
             assert abs(one["probability"] - other["probability"]) < 1e-5
     assert [x["valid"] for x in remote] == [True, True, False, True, True]
     assert len({x["top"][0]["probability"] for x in remote if x["valid"]}) == 4
-    assert "2.png: invalid: not a JPEG, PNG or WebP image" in err
+    assert "2.png  invalid: not a JPEG, PNG or WebP image" in err
 
 
 @both_protocols

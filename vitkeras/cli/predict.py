@@ -11,6 +11,7 @@ vitkeras predict --server=http://HOST:8501 --model_name=digits PATH...
 """
 
 import contextlib
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -83,7 +84,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     batch_size = flags.batch_size or (REQUEST_SIZE if flags.server else BATCH_SIZE)
     batches = predict_files(files, predictor, batch_size)
     if flags.output is None:
-        return {"predictions": [_print(each) for batch in batches for each in batch]}
+        return {"predictions": [record for batch in batches for record in _print(batch)]}
     return _write(flags.output, batches, files.count(), min(flags.top, num_classes))
 
 
@@ -128,15 +129,24 @@ def _csv_record(prediction):
     return record | {"valid": str(record["valid"]).lower()}
 
 
-def _print(prediction):
-    """Prints a row and returns it."""
+def _print(batch):
+    """Prints the rows of a batch as a table and returns them."""
     from vitkeras.data.folder_listing import printable
 
-    record = _json_record(prediction)
-    best = [f"{entry['probability']:6.1%} {entry['class']}" for entry in record["top"]]
-    text = "  ".join(best) or f"invalid: {record['reason']}"
-    print(printable(f"{record['path']}: {text}"), file=sys.stderr)
-    return record
+    records = [_json_record(prediction) for prediction in batch]
+    cells = [
+        [printable(record["path"])]
+        + [printable(f"{each['probability']:6.1%} {each['class']}") for each in record["top"]]
+        for record in records
+    ]
+    columns = itertools.zip_longest(*cells, fillvalue="")
+    widths = [max(map(len, column)) for column in columns]
+    for record, row in zip(records, cells, strict=True):
+        if record["reason"]:
+            row.append(f"invalid: {printable(record['reason'])}")
+        padded = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=False))
+        print("  ".join([*padded, *row[len(widths) :]]).rstrip(), file=sys.stderr)
+    return records
 
 
 def _make_predictor(flags):

@@ -1,5 +1,7 @@
 """Predictions for any number of image files, in batches, in the order of the files."""
 
+import collections
+import concurrent.futures
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +14,8 @@ from vitkeras.data.images import file_error
 from vitkeras.data.preprocessing import Preprocessing
 from vitkeras.io.atomic import is_remote
 
+#: Requests that a server gets at the same time.
+REQUESTS = 4
 #: Class names and their probabilities, best first; None if the file is not a valid image.
 Answer = tuple[list[str], list[float]] | None
 
@@ -39,10 +43,12 @@ class Predictor(NamedTuple):
         load: From the content of a file, a scalar string, to an input of `predict`. An error makes
             the file invalid.
         predict: From a batch of inputs to their answers.
+        num_parallel: Number of batches that are predicted at the same time, each in a thread.
     """
 
     load: Callable[[tf.Tensor], tf.Tensor]
     predict: Callable[[tf.Tensor], Sequence[Answer]]
+    num_parallel: int = 1
 
 
 def predict_files(
@@ -82,9 +88,9 @@ def predict_files(
         .prefetch(2)
     )
     done = 0
-    for indices, inputs in batches:
+    for indices, answers in _answers(batches, predictor):
         predictions = []
-        for index, answer in zip(indices.numpy().tolist(), predictor.predict(inputs), strict=True):
+        for index, answer in zip(indices.numpy().tolist(), answers, strict=True):
             predictions += [_invalid(pending.pop(i)) for i in range(done, index)]
             path, done = pending.pop(index), index + 1
             predictions.append(Prediction(path, *answer, None) if answer else _invalid(path))
@@ -93,6 +99,24 @@ def predict_files(
         raise errors[0]
     if pending:
         yield [_invalid(pending[i]) for i in sorted(pending)]
+
+
+def _answers(batches, predictor) -> Iterator[tuple[Any, Sequence[Answer]]]:
+    """Yields indices and answers of each batch, in order."""
+    if predictor.num_parallel == 1:
+        yield from ((indices, predictor.predict(inputs)) for indices, inputs in batches)
+        return
+    pool = concurrent.futures.ThreadPoolExecutor(predictor.num_parallel)
+    running: collections.deque = collections.deque()
+    try:
+        for indices, inputs in batches:
+            running.append((indices, pool.submit(predictor.predict, inputs)))
+            if len(running) == predictor.num_parallel:
+                indices, future = running.popleft()
+                yield indices, future.result()
+        yield from ((indices, future.result()) for indices, future in running)
+    finally:  # after an error, answers of other batches are not waited for
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _is_regular(path):
@@ -160,7 +184,7 @@ def saved_model_predictor(loaded: Any, top: int) -> Predictor:
 
 
 def client_predictor(client: Callable[[list[bytes]], list[Answer]], top: int) -> Predictor:
-    """Returns the predictor of a server.
+    """Returns the predictor of a server, which gets `REQUESTS` requests at the same time.
 
     Args:
         client: Result of `vitkeras.serving.client.make_client`.
@@ -171,4 +195,4 @@ def client_predictor(client: Callable[[list[bytes]], list[Answer]], top: int) ->
         answers = client(contents.numpy().tolist())
         return [answer and tuple(part[:top] for part in answer) for answer in answers]
 
-    return Predictor(tf.identity, predict)
+    return Predictor(tf.identity, predict, REQUESTS)

@@ -17,6 +17,7 @@ from vitkeras.io.run_directory import RunDirectory
 from vitkeras.models.builder import build_model as model_from_config
 from vitkeras.models.config import RESNETS, ResNetConfig, ViTConfig
 from vitkeras.models.vit import VisionModel
+from vitkeras.preflight.advice import advise_on_classes, advise_on_run
 from vitkeras.pretrained import load_weights
 from vitkeras.pretrained.loading import read_config
 from vitkeras.pretrained.transfer import copy_head
@@ -34,6 +35,8 @@ ARCHITECTURE = (
 RESIZES = ("squash", "crop")
 #: The default of timm, and 224 of 256 pixels in big_vision.
 CROP_FRACTION = 0.875
+#: Labels of larger data sets are not read only for advice.
+MAX_COUNTED_LABELS = 100_000
 AUGMENTATION = (
     "crop", "color_jitter", "randaug_layers", "randaug_magnitude", "erasing_rate", "mixup_alpha",
     "mixup_per_example", "cutmix_alpha",
@@ -216,9 +219,7 @@ def class_weights(config, source: Source) -> list[float] | None:
     """
     if config.class_weights is None or config.shots:  # every class has `shots` images
         return None
-    num_classes = len(source.class_names)
-    labels = np.fromiter(source.labels("train"), np.int64)
-    weights = balanced_class_weights(np.bincount(labels, minlength=num_classes)[:num_classes])
+    weights = balanced_class_weights(_class_counts(source))
     order = np.argsort(weights)
     logging.info(
         "The weights of the classes in the loss are %.3g (%s) to %.3g (%s).",
@@ -226,6 +227,24 @@ def class_weights(config, source: Source) -> list[float] | None:
         weights[order[-1]], source.class_names[order[-1]],
     )  # fmt: skip
     return weights
+
+
+def _class_counts(source):
+    """Returns the number of training images of each class, without `shots`."""
+    num_classes = len(source.class_names)
+    labels = np.fromiter(source.labels("train"), np.int64)
+    return np.bincount(labels, minlength=num_classes)[:num_classes]
+
+
+def advice(config, source: Source, num_parameters: int) -> list[str]:
+    """Returns sentences on small and skewed data."""
+    num_examples, sentences = source.num_examples("train"), []
+    if config.shots is None and num_examples <= MAX_COUNTED_LABELS:
+        is_weighted = config.class_weights is not None
+        sentences += advise_on_classes(_class_counts(source), source.class_names, is_weighted)
+    return sentences + advise_on_run(
+        num_examples, config.batch_size, num_parameters, config.init_from is not None
+    )
 
 
 def compile_model(

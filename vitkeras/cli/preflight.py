@@ -67,6 +67,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     from vitkeras.cli.config_validation import validate
     from vitkeras.io.atomic import write_file
     from vitkeras.preflight import data_checks, memory, pipeline_checks, report
+    from vitkeras.preflight.advice import advise_on_run
     from vitkeras.training.strategy import check_global_batch
 
     config = flags.config
@@ -98,6 +99,10 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     run.values |= {
         "parameters": built.count_params(), "images_per_microbatch": per_replica // microbatches
     }  # fmt: skip
+    run.warnings += advise_on_run(
+        source.num_examples("train"), config.batch_size, built.count_params(),
+        config.init_from is not None,
+    )  # fmt: skip
     logging.info("decoding images ...")
     sample = data_checks.decode_sample(source, sample_size)
     num_examples = {split: source.num_examples(split) for split in data.SPLITS}
@@ -107,8 +112,9 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     except InputError as error:
         images.problems.append(str(error))
     labels = data_checks.check_labels(
-        data_checks.read_labels(source, sample_size), source.class_names
-    )
+        data_checks.read_labels(source, sample_size), source.class_names, num_examples["train"],
+        config.class_weights is not None,
+    )  # fmt: skip
     logging.info("measuring the input pipeline ...")
     pipeline = pipeline_checks.check_pipeline(
         source, preprocessing, augmentation, config.batch_size, config.seed, flags.seconds,

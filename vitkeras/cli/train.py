@@ -114,6 +114,9 @@ def _train(config, run, strategy, smoke, new_epochs):
     check_same_on_hosts(
         strategy, dict(zip(names, record, strict=True)), "the same config and the same data"
     )
+    if chief and not (smoke or run.exists()):
+        for sentence in from_config.advice(config, source, model.count_params()):
+            logging.warning("%s", sentence)
     if chief:
         run.create(
             record[0] | {"epochs": config.epochs - new_epochs}, *record[1:],

@@ -14,6 +14,7 @@ from vitkeras.data.image_headers import read_header
 from vitkeras.data.images import decode_error
 from vitkeras.data.sharding import exact_shard
 from vitkeras.preflight import report
+from vitkeras.preflight.advice import advise_on_classes
 from vitkeras.preflight.report import CheckResult
 
 MAX_LISTED_IMAGES = 20
@@ -167,15 +168,20 @@ def _percentages(names):
     return {str(unique[i]): round(100 * counts[i] / counts.sum(), 1) for i in order}
 
 
-def check_labels(labels: np.ndarray, class_names: list[str]) -> CheckResult:
+def check_labels(
+    labels: np.ndarray, class_names: list[str], num_examples: int, is_weighted: bool = False
+) -> CheckResult:
     """Checks that labels are class indices and that no class is missing or rare.
 
     Args:
-        labels: Integers.
+        labels: Integers, of all training images or of a sample.
         class_names: Names of the classes.
+        num_examples: Number of training images.
+        is_weighted: Whether the loss weighs the classes.
     """
     num_classes = len(class_names)
     result = CheckResult("Labels", {"classes": num_classes})
+    is_sample = len(labels) < num_examples
     invalid = labels[(labels < 0) | (labels >= num_classes)]
     if len(invalid):
         result.problems.append(
@@ -190,11 +196,7 @@ def check_labels(labels: np.ndarray, class_names: list[str]) -> CheckResult:
         result.warnings.append(
             f"No image among {len(labels)} labels is of the class {', '.join(missing[:5])}."
         )
-    elif counts.max() > 10 * counts.min():
-        ratio = counts.max() / counts.min()
-        result.warnings.append(
-            f"The largest class has {ratio:.0f} times as many images as the smallest."
-        )
+    result.warnings += advise_on_classes(counts, class_names, is_weighted, is_sample)
     png = report.draw_class_counts(class_names, counts)
     result.figures.append(("Training images per class.", png))
     return result

@@ -13,8 +13,9 @@ have ImageNet-21k, and JFT-300M is not public: set --config.dataset=folder:PATH 
 is prepared in --config.data_dir. Table 3 has two lengths for L/16 on JFT (7 and 14 epochs) and for
 L/* on ImageNet-21k (30 and 90); the recipe has the first one. Set --config.epochs for the other.
 
-Differences from the authors' code: softmax cross-entropy instead of sigmoid cross-entropy on
-ImageNet-21k and JFT-300M, whose images have several labels; linear decay to 0 instead of 1e-5.
+As in the authors' code, the loss on ImageNet-21k and JFT-300M is the sigmoid cross-entropy.
+Differences from it: one label per image, where those of these two data sets have several; linear
+decay to 0 instead of 1e-5.
 Sources: Dosovitskiy et al. 2021, section 4.1 and appendix B.1.1; for pre_logits, decay and loss,
 issues 2 and 34 of https://github.com/google-research/vision_transformer.
 """
@@ -51,6 +52,7 @@ def get_config(argument="B/16,imagenet"):
     config.dataset = DATASETS[data]
     config.variant = model
     config.pre_logits = "/" in model
+    config.loss = "softmax" if data == "imagenet" else "sigmoid"
     config.batch_size = 4096
     config.warmup_steps = 10_000
     (

@@ -58,6 +58,16 @@ def test_every_row_is_a_valid_config(module, argument):
     validate(config)
 
 
+@pytest.mark.parametrize("module, argument, loss", [
+    (paper_pretrain, "B/16,imagenet", "softmax"), (paper_pretrain, "B/16,imagenet21k", "sigmoid"),
+    (paper_pretrain, "B/16,jft", "sigmoid"), (paper_finetune, "B/16,pets", "softmax"),
+    (augreg_pretrain, "S/16,imagenet,none", "softmax"),
+    (augreg_pretrain, "S/16,imagenet21k,none", "sigmoid"),
+], ids=name)  # fmt: skip
+def test_the_loss_is_that_of_the_authors_code(module, argument, loss):
+    assert module.get_config(argument).loss == loss
+
+
 def test_the_numbers_of_the_paper():
     def numbers(module, argument, *fields):
         config = module.get_config(argument)

@@ -57,8 +57,8 @@ def advise_on_run(
     if steps < MIN_STEPS and num_examples >= MIN_STEPS:
         smaller = num_examples // MIN_STEPS
         sentences.append(
-            f"An epoch has {steps} steps: a smaller batch, such as --config.batch_size={smaller}, "
-            f"gives {num_examples // smaller}."
+            f"An epoch has {steps} step{'s' * (steps != 1)}: a smaller batch, such as "
+            f"--config.batch_size={smaller}, gives {num_examples // smaller}."
         )
     if not is_initialized and num_parameters > MAX_PARAMETERS_PER_IMAGE * num_examples:
         sentences.append(

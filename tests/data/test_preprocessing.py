@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.images import encode, photo
+from helpers.processes import python
 from PIL import Image
 
 from vitkeras import data
@@ -139,3 +142,26 @@ def test_old_records_have_no_crop_and_new_ones_say_it():
     for value in (0, -1, 1.01, float("nan"), "0.9", True):
         with pytest.raises(InputError, match="`crop_fraction` must be above 0 and at most 1"):
             data.Preprocessing.from_json(old | {"crop_fraction": value})
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+@pytest.mark.slow
+def test_a_large_image_is_not_copied_to_crop_it():
+    code = """
+import re
+from pathlib import Path
+import tensorflow as tf
+from helpers.exports import black_png
+from vitkeras import data
+
+function = tf.function(data.Preprocessing((224, 224), crop_fraction=0.875).evaluation_image)
+contents = [tf.constant(black_png(side)) for side in (10, 9_000)]
+peaks = []
+for content in contents:
+    function(content)
+    # Not `ru_maxrss`, which is at least the memory of the process that forked this one.
+    peaks.append(int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]))
+print((peaks[1] - peaks[0]) * 1024 / (3 * 9_000**2))
+"""
+    process = python("-c", code)
+    assert 0.9 < float(process.stdout) < 1.3, process.stderr

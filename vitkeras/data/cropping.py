@@ -2,6 +2,9 @@
 
 import tensorflow as tf
 
+#: Largest fraction of an image that is copied.
+MAX_COPIED = 0.25
+
 
 def resize_and_crop(
     images: tf.Tensor,
@@ -12,8 +15,9 @@ def resize_and_crop(
 ) -> tf.Tensor:
     """Resizes images bilinearly, with their aspect ratio, and crops them.
 
-    Both sides of the resized image are rounded to integers. Only the crop is computed, from the
-    window of the input that it shows, so that memory and time do not depend on the aspect ratio.
+    Both sides of the resized image are rounded to integers. Only the crop is computed. Of an image
+    much longer than wide, it is computed from the window that the crop shows, so that memory and
+    precision do not depend on the aspect ratio.
 
     Args:
         images: `(h, w, 3)` or `(b, h, w, 3)`.
@@ -41,6 +45,9 @@ def resize_and_crop(
     radius = tf.maximum(1 / scale, 1.0) + 1
     begin = tf.maximum(tf.floor(offset / scale - radius), 0.0)
     end = tf.minimum(tf.math.ceil((offset + size) / scale + radius), sides)
+    # A large window is not worth a copy; slices of everything are none.
+    is_small = tf.reduce_prod(end - begin) <= MAX_COPIED * tf.reduce_prod(sides)
+    begin, end = tf.where(is_small, begin, 0.0), tf.where(is_small, end, sides)
     (top, left), (bottom, right) = (tf.unstack(tf.cast(x, tf.int32)) for x in (begin, end))
     window = images[..., top:bottom, left:right, :]
     crop = tf.raw_ops.ScaleAndTranslate(

@@ -45,6 +45,9 @@ def test_antialias_is_recorded_and_smooths():
     out = smooth.evaluation_image(image_bytes).numpy().astype(int)
     assert np.abs(out - np.asarray(reference)).max() <= 1
     assert np.abs(out - plain.evaluation_image(image_bytes).numpy()).max() > 1
+    mapped = tf.data.Dataset.from_tensors(image_bytes).map(smooth.evaluation_image)
+    assert mapped.element_spec.shape == (16, 24, 3)
+    np.testing.assert_array_equal(next(iter(mapped)), out)
 
 
 def test_json_round_trip_and_invalid_records():
@@ -144,9 +147,17 @@ def test_old_records_have_no_crop_and_new_ones_say_it():
             data.Preprocessing.from_json(old | {"crop_fraction": value})
 
 
+@pytest.mark.parametrize("shape", [(2, 300, 3), (300, 2, 3), (2, 3, 500, 3)])
+def test_antialias_of_an_extreme_aspect_ratio(shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    out = data.Preprocessing((16, 24), antialias=True).squash(tf.constant(image))
+    expected = tf.image.resize(image, (16, 24), antialias=True)
+    np.testing.assert_allclose(out, expected, atol=0.501)
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 @pytest.mark.slow
-def test_a_large_image_is_not_copied_to_crop_it():
+def test_memory_of_large_and_of_wide_images():
     code = """
 import re
 from pathlib import Path
@@ -154,14 +165,18 @@ import tensorflow as tf
 from helpers.exports import black_png
 from vitkeras import data
 
-function = tf.function(data.Preprocessing((224, 224), crop_fraction=0.875).evaluation_image)
-contents = [tf.constant(black_png(side)) for side in (10, 9_000)]
+crop = tf.function(data.Preprocessing((224, 224), crop_fraction=0.875).evaluation_image)
+squash = data.Preprocessing((224, 224), antialias=True).squash
+small, large = (tf.constant(black_png(side)) for side in (10, 9_000))
+wide = tf.zeros((1, 10**6, 3), tf.uint8)
 peaks = []
-for content in contents:
-    function(content)
+for function, image in ((crop, small), (squash, wide), (crop, large)):
+    function(image)
     # Not `ru_maxrss`, which is at least the memory of the process that forked this one.
     peaks.append(int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]))
-print((peaks[1] - peaks[0]) * 1024 / (3 * 9_000**2))
+print(*((after - before) * 1024 for before, after in zip(peaks, peaks[1:])))
 """
     process = python("-c", code)
-    assert 0.9 < float(process.stdout) < 1.3, process.stderr
+    of_wide, of_large = map(int, process.stdout.split())
+    assert of_wide < 224 * 12 * 10**6 / 10  # as if the height were resized first
+    assert 0.8 < of_large / (3 * 9_000**2) < 1.3  # one copy

@@ -1,9 +1,40 @@
-"""Resizing that keeps the aspect ratio, followed by a crop."""
+"""Resizing in bounded memory: with any aspect ratio, or with that of the image and a crop."""
 
 import tensorflow as tf
 
 #: Largest fraction of an image that is copied.
 MAX_COPIED = 0.25
+
+#: With antialias, the width of images that are wider in relation to the height is resized first.
+MAX_ASPECT_RATIO = 64
+
+
+def resize_bilinear(images: tf.Tensor, size: tuple[int, int], antialias: bool = False) -> tf.Tensor:
+    """Resizes images bilinearly, without regard to their aspect ratio.
+
+    With antialias, TensorFlow resizes the height first, which would enlarge an image of one row to
+    many rows of the same width.
+
+    Args:
+        images: `(h, w, 3)` or `(b, h, w, 3)`.
+        size: `(height, width)` in pixels.
+        antialias: Whether downsampling uses an antialias filter.
+    Returns:
+        float32 `(..., *size, 3)`.
+    """
+    if not antialias:
+        return tf.image.resize(images, size)
+    height, width = tf.unstack(tf.shape(images, tf.int64)[-3:-1])
+
+    def width_first():
+        narrow = tf.image.resize(images, (tf.cast(height, tf.int32), size[1]), antialias=True)
+        return tf.image.resize(narrow, size, antialias=True)
+
+    return tf.cond(
+        width > MAX_ASPECT_RATIO * height,
+        width_first,
+        lambda: tf.image.resize(images, size, antialias=True),
+    )
 
 
 def resize_and_crop(

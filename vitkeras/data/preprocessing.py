@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from vitkeras.arguments import check_float, check_range
-from vitkeras.data.cropping import resize_and_crop
+from vitkeras.data.cropping import resize_and_crop, resize_bilinear
 from vitkeras.data.decoding import WHITE, decode_image
 from vitkeras.data.image_headers import ImageHeader
 from vitkeras.errors import InputError
@@ -130,7 +130,7 @@ class Preprocessing:
         """Resizes images without regard to the aspect ratio; see `resize`."""
         if self._has_image_size(images):
             return images
-        resized = tf.image.resize(images, self.image_size, antialias=self.antialias)
+        resized = resize_bilinear(images, self.image_size, self.antialias)
         return _to_uint8(resized, images.dtype)
 
     def cover(

@@ -193,7 +193,10 @@ def test_a_run_is_used_from_any_directory_and_with_moved_data(run, photos, tmp_p
     _, log = succeed("train", "--workdir=run", "--config.dataset=folder:moved")
     assert "2 epochs are done" in log
     shutil.rmtree("moved/ant")
-    assert "must be that of the run" in fail("evaluate", "--workdir=run", "--dataset=folder:moved")
+    moved = ("--workdir=run", "--dataset=folder:moved")
+    assert "`split` must be all" in fail("evaluate", *moved, "--split=test")
+    result, _ = succeed("evaluate", *moved)
+    assert (result["data"], result["examples"]) == ("other", 23)
     for field, path in (("init_from=../w.npz", tmp_path.parent / "w.npz"), ("seed=1", tmp_path)):
         flags = train_flags("photos", "new", f"--config.{field}")
         assert f"{path}" in fail("train", *flags)  # neither file nor folder exists

@@ -1,7 +1,9 @@
 """Names of images and classes with any character that a file name may have."""
 
+import csv
 import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,7 +68,11 @@ def test_commands_take_any_names(tmp_path):
     result("train", *config, run)
     bad = (tmp_path / "run" / "bad_images.txt").read_text().splitlines()
     assert len(bad) == 1 and "bad\\nfile\\t<b>.png\t" in bad[0]
-    result("evaluate", run)
+    folder = Path(result("evaluate", run)[0]["output"])
+    page = (folder / "report.html").read_text()
+    assert "<script>" not in page and "&lt;script&gt;alert" in page and "\x1b" not in page
+    with open(folder / "confusion.csv", newline="", encoding="utf-8") as file:
+        assert next(csv.reader(file))[1:] == sorted(CLASSES)
     images = [str(data / CLASSES[0] / file) for file in FILES]
     predicted, error = result("predict", run, *images)
     assert [each["path"] for each in predicted["predictions"]] == images

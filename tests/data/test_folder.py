@@ -33,7 +33,7 @@ def test_example_path_is_a_decodable_file_of_the_split(tmp_path):
     root = write_photos(tmp_path, ["train/a/0.png", "train/a/1.png", "test/a/0.png"])
     (root / "test" / "a" / "-.png").write_bytes(b"sorted before 0.png")
     source = data.open_source(f"folder:{root}")
-    assert source.example_path("test") == f"{root}/test/a/0.png"
+    assert source.example_paths("test")[0] == f"{root}/test/a/0.png"
 
 
 def test_folder_with_its_own_splits(tmp_path):
@@ -114,7 +114,7 @@ def test_a_folder_in_an_object_store():
     source = data.open_source("folder:ram://bucket/photos/")
     assert sum(sizes(source)) == 12 and source.class_names == ["ant", "bee"]
     assert [path for path, _ in source.bad_images] == ["bee/bad.jpg"]
-    assert source.example_path("test").startswith("ram://bucket/photos/")
+    assert source.example_paths("test")[0].startswith("ram://bucket/photos/")
     batches = data.training_batches(source, data.Preprocessing((4, 4)), 4, 1)
     assert sum(len(images) for images, _ in batches) == 8
     with pytest.raises(InputError, match="existing folder.*ram://bucket/none"):

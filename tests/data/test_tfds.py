@@ -16,7 +16,7 @@ def test_digits_are_complete_and_stratified(digits):
     from sklearn.datasets import load_digits
 
     assert sizes(digits) == [1439, 179, 179]
-    assert digits.num_listed("train") == 1439 and digits.example_path("test") is None
+    assert digits.num_listed("train") == 1439 and digits.example_paths("test") is None
     examples = []
     for split in data.SPLITS:
         labels = labels_of(digits, split)

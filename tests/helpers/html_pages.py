@@ -17,7 +17,7 @@ class Page(HTMLParser):
         if tag not in ("meta", "img"):  # void elements
             self.open_tags.append(tag)
         attributes = dict(attrs)
-        allowed = {"lang", "charset", "name", "content", "alt", "src"}
+        allowed = {"lang", "charset", "name", "content", "alt", "src", "class"}
         assert set(attributes) <= allowed, attributes
         if tag == "img":
             self.images.append((attributes["alt"], attributes["src"]))

@@ -10,7 +10,8 @@ trains, to show what Keras does.
 51 examples at batch size 17, which no number of replicas divides. TPUs train on 48 of them at batch
 size 16; `full_reference` is one device that does. With `plain`, the batch size is 16 and the last
 batch is short: Keras fails if the first batch does not divide.
-OUT has FEATURE/losses, /accuracies and /weights for each feature, or FEATURE/error.
+OUT has FEATURE/losses, /accuracies and /weights for each feature, or FEATURE/error, and
+FEATURE/results, the results of the examples, for features that evaluation depends on.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ import vitkeras as vk
 from helpers.emulated_tpu import emulated_tpu_strategy
 from helpers.models import TINY
 from vitkeras import training
-from vitkeras.evaluation.metrics import make_evaluator
+from vitkeras.evaluation.metrics import ExampleResults, make_evaluator, make_example_evaluator
 from vitkeras.training import strategy as strategies
 from vitkeras.training.losses import LOSSES
 
@@ -63,7 +64,7 @@ def padded_batches(batch_size):
 def train(
     strategy, plain, full, batch_sizes, smoothing=0.0, loss="softmax", dtype="float32", **options
 ):
-    """Returns losses, accuracies and weights; evaluates also in padded batches of some sizes."""
+    """Returns losses, accuracies, weights; evaluates also in padded batches of some sizes."""
     keras.utils.set_random_seed(0)
     compile_options = {key: options.pop(key) for key in ONLY_ROUNDING if key in options}
     with strategy.scope() if strategy else contextlib.nullcontext():
@@ -83,6 +84,7 @@ def train(
             jit_compile=False, **compile_options,
         )  # fmt: skip
         evaluate = make_evaluator(model, loss)
+        evaluate_examples = make_example_evaluator(model, loss)
     batch_size = 16 if full or plain else 17
     batches = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS))
     batches = batches.batch(batch_size, drop_remainder=full)
@@ -92,7 +94,12 @@ def train(
         *(evaluate(padded_batches(batch_size)) for batch_size in batch_sizes),
     ]
     assert all(result["examples"] == len(IMAGES) for result in evaluations[1:])
+    results = [
+        ExampleResults.concatenate(evaluate_examples(padded_batches(size))) for size in batch_sizes
+    ]
+    assert all(each.labels.tolist() == LABELS.tolist() for each in results)
     return {
+        "results": np.array([each[1:5] for each in results]),
         "losses": np.array(history["loss"] + [result["loss"] for result in evaluations]),
         "accuracies": np.array(
             history["accuracy"] + [result["accuracy"] for result in evaluations]
@@ -128,7 +135,7 @@ def main():
             options = {k: v for k, v in options.items() if k not in ONLY_ROUNDING}
         try:
             full = setup.startswith(("tpu", "full"))
-            batch_sizes = () if feature in OF_TRAINING else (8, 24 if full else 20)
+            batch_sizes = () if feature in OF_TRAINING else (8, 24) if full else (7, 20)
             result = train(strategy, plain, full, batch_sizes, **options)
             results |= {f"{feature}/{name}": value for name, value in result.items()}
         except Exception as error:  # a plain Keras model fails in several ways, which OUT records

@@ -219,9 +219,9 @@ def _example_image(run, source):
     """Returns the path of a test image; writes it to the run directory if it is not a file yet."""
     from vitkeras.io.atomic import is_remote, write_file
 
-    path = source.example_path("test")
-    if path is not None or is_remote(run.path):
-        return path or "IMAGE"
+    paths = source.example_paths("test")
+    if paths or is_remote(run.path):
+        return paths[0] if paths else "IMAGE"
     (example,) = source.examples("test").in_order().take(1).as_numpy_iterator()
     content = example["image_bytes"]
     path = run.path / ("example.jpg" if content.startswith(b"\xff\xd8") else "example.png")

@@ -2,6 +2,7 @@
 
 from vitkeras.data.augmentation import CROPS, Augmentation
 from vitkeras.data.decoding import decode_image
+from vitkeras.data.evaluation_folder import EvaluationFolder
 from vitkeras.data.folder import FolderSource
 from vitkeras.data.pipeline import evaluation_batches, steps_per_epoch, training_batches
 from vitkeras.data.preprocessing import Preprocessing
@@ -12,6 +13,7 @@ from vitkeras.data.tfds import TFDSSource
 __all__ = [
     "Augmentation",
     "CROPS",
+    "EvaluationFolder",
     "FolderSource",
     "Preprocessing",
     "SPLITS",

@@ -42,6 +42,10 @@ class InMemoryExamples:
         data = tf.data.Dataset.from_tensor_slices(self.columns)
         return self._load(data if shard is None else shard.filter(data))
 
+    def at(self, indices: np.ndarray) -> tf.data.Dataset:
+        """Returns the examples with these sorted indices."""
+        return self._load(tf.data.Dataset.from_tensor_slices(_gather(self.columns, indices)))
+
     def shuffled(
         self, seed: int | tf.Tensor, shard: HostShard, first_step: int | tf.Tensor, steps: int
     ) -> tf.data.Dataset:
@@ -100,6 +104,17 @@ class TFRecordExamples:
         """See `InMemoryExamples.in_order`."""
         data = self._read(tf.data.Dataset.from_tensor_slices(_columns(self.segments)))
         return self._parse(data if shard is None else shard.filter(data))
+
+    def at(self, indices: np.ndarray) -> tf.data.Dataset:
+        """See `InMemoryExamples.at`; reads all records but parses only these."""
+        wanted = tf.constant(indices, tf.int64)
+
+        def is_wanted(index, _):
+            position = tf.searchsorted(wanted, index[None])[0]
+            return tf.reduce_any(wanted[position : position + 1] == index)
+
+        records = self._read(tf.data.Dataset.from_tensor_slices(_columns(self.segments)))
+        return self._parse(records.enumerate().filter(is_wanted).map(lambda _, record: record))
 
     def shuffled(
         self, seed: int | tf.Tensor, shard: HostShard, first_step: int | tf.Tensor, steps: int
@@ -193,8 +208,11 @@ class Source(Protocol):
         """Returns the examples of a split."""
         ...
 
-    def example_path(self, split: str) -> str | None:
-        """Returns the path of one image file of a split, or None if the images are not files."""
+    def example_paths(self, split: str) -> list[str] | None:
+        """Returns the paths of the image files of a split in the order of its examples.
+
+        None if the images are not files.
+        """
         ...
 
     def fingerprint(self) -> dict[str, Any]:
@@ -213,12 +231,11 @@ def read_into_memory(examples: Examples, indices: np.ndarray | None = None) -> I
         examples: The examples.
         indices: Sorted indices of the examples to keep; None for all.
     """
-    kept = None if indices is None else set(indices.tolist())
+    data = examples.in_order() if indices is None else examples.at(indices)
     images, labels = [], []
-    for index, example in enumerate(examples.in_order().as_numpy_iterator()):
-        if kept is None or index in kept:
-            images.append(example["image_bytes"])
-            labels.append(example["label"])
+    for example in data.as_numpy_iterator():
+        images.append(example["image_bytes"])
+        labels.append(example["label"])
     return InMemoryExamples(
         {"image_bytes": tf.constant(images), "label": tf.constant(labels, tf.int64)}
     )

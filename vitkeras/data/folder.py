@@ -41,6 +41,8 @@ class FolderSource:
         InputError: If the folder or a class in it is missing or empty.
     """
 
+    _allow_empty_classes = False
+
     def __init__(
         self,
         path: str,
@@ -56,7 +58,10 @@ class FolderSource:
         self._validated: dict[str, Any] = {}
         if not is_folder(self.path):
             raise InputError(f"`folder:PATH` must be an existing folder. Received: {path}.")
-        fraction = (validation_percent or 10) / 100
+        self._find_files((validation_percent or 10) / 100)
+
+    def _find_files(self, fraction):
+        """Sets the class names and the files and labels of each split."""
         folders = find_splits(self.path)
         if folders:
             self._read_splits(folders, fraction)
@@ -67,7 +72,7 @@ class FolderSource:
             )
 
     def _list(self, folder):
-        listing = list_classes(f"{self.path}/{folder}".rstrip("/"))
+        listing = list_classes(f"{self.path}/{folder}".rstrip("/"), self._allow_empty_classes)
         prefix = folder and f"{folder}/"
         self.bad_images += [(prefix + file, reason) for file, reason in listing.bad]
         self.other_files += [prefix + file for file in listing.other]
@@ -82,16 +87,19 @@ class FolderSource:
         else:
             self._split(files, labels, {"train": 1 - fraction, "validation": fraction})
         for split in [split for split in folders if split != "train"]:
-            names, files, labels = self._list(folders[split])
-            unknown = sorted(set(names) - set(self.class_names))
-            if unknown:
-                raise InputError(
-                    f"Every class in {folders[split]}/ must be in {train}/ too. Received: "
-                    f"{unknown[:5]}, which {train}/ does not have."
-                    f"{did_you_mean(unknown[0], self.class_names)}"
-                )
-            train_labels = np.array([self.class_names.index(name) for name in names])
-            self.files[split] = (files, train_labels[labels])
+            rule = f"Every class in {folders[split]}/ must be in {train}/ too."
+            self.files[split] = self._list_known(folders[split], rule)
+
+    def _list_known(self, folder, rule):
+        """Returns files and labels of a folder whose classes must be among the class names."""
+        names, files, labels = self._list(folder)
+        known = {name: label for label, name in enumerate(self.class_names)}
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise InputError(
+                f"{rule} Received: {unknown[:5]}.{did_you_mean(unknown[0], self.class_names)}"
+            )
+        return files, np.array([known[name] for name in names])[labels]
 
     def _split(self, files, labels, fractions):
         splits = stratified_split(files, labels, fractions, self.seed)
@@ -162,9 +170,9 @@ class FolderSource:
         """Returns the labels of a split, in the order of its examples."""
         return self.validate(split).labels
 
-    def example_path(self, split: str) -> str:
-        """Returns the path of the first image file of a split that can be decoded."""
-        return f"{self.path}/{self.validate(split).files[0]}"
+    def example_paths(self, split: str) -> list[str]:
+        """Returns the paths of the image files of a split that can be decoded."""
+        return [f"{self.path}/{file}" for file in self.validate(split).files]
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns the sizes of the splits and a hash of all names, labels and contents.

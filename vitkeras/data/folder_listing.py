@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,11 +54,12 @@ def is_folder(path: str) -> bool:
     return tf.io.gfile.isdir(path) if is_remote(path) else os.path.isdir(path)
 
 
-def list_classes(folder: str) -> Listing:
+def list_classes(folder: str, allow_empty: bool = False) -> Listing:
     """Lists the classes of a folder and the files of each.
 
     Args:
         folder: A local path, or gs://BUCKET/FOLDER.
+        allow_empty: Whether a class may have no image.
     Raises:
         InputError: If there is no class folder, or one without an image, or a folder cannot be
             read.
@@ -90,7 +91,7 @@ def list_classes(folder: str) -> Listing:
                 listing.bad.append((printable(file), reason))
             else:
                 listing.other.append(printable(file))
-        if not images:
+        if not images and not allow_empty:
             raise InputError(
                 f"Every class folder must have {', '.join(SUFFIXES)} files. "
                 f"Received: {printable(f'{folder}/{name}')}, which has none. Add images or remove "
@@ -101,14 +102,15 @@ def list_classes(folder: str) -> Listing:
     return listing._replace(labels=np.repeat(np.arange(len(names)), counts))
 
 
-def find_splits(folder: str) -> dict[str, str]:
+def find_splits(folder: str, required: Sequence[str] = ("train", "test")) -> dict[str, str]:
     """Returns the folder of each split by split; empty if the sub-folders are classes.
 
     Args:
         folder: A folder whose sub-folders are splits or classes.
+        required: Splits that a folder with splits must have.
     Raises:
         InputError: If some sub-folders look like splits and others do not, two are the same split,
-            or there is no test split.
+            or a required split is missing.
     """
     names = list_folders(folder)
     found: dict[str, list[str]] = {
@@ -131,7 +133,7 @@ def find_splits(folder: str) -> dict[str, str]:
             "There must be one folder per split. "
             f"Received: {printable(folder)}, with {candidates}. Merge or rename them."
         )
-    if not found["train"] or not found["test"]:
+    if not all(found[split] for split in required):
         raise InputError(
             "A folder with splits must have train/ and test/; validation/ is optional. "
             f"Received: {printable(folder)}, with {candidates}. Rename or copy a split."

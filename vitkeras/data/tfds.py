@@ -149,7 +149,7 @@ class TFDSSource:
         """Returns the same as `num_examples`."""
         return self.num_examples(split)
 
-    def example_path(self, split: str) -> None:
+    def example_paths(self, split: str) -> None:
         """Returns None: the images are records of larger files."""
         return None
 

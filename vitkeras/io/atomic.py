@@ -58,18 +58,24 @@ def local_copy(path: epath.PathLike) -> Iterator[Path]:
 
 
 def write_directory(
-    path: epath.PathLike, files: dict[str, Callable[[IO[bytes]], object] | bytes]
+    path: epath.PathLike,
+    files: dict[str, Callable[[IO[bytes]], object] | bytes],
+    replace: bool = False,
 ) -> None:
     """Writes a directory atomically.
 
     Args:
-        path: The directory, which must not exist yet.
+        path: The directory, which must not exist yet unless `replace` is true.
         files: From file name to the content, or to a function that writes it to an open binary
             file without seeking. Written in this order; the last one is the marker that
             `is_complete` looks for.
+        replace: Whether a directory of an earlier call with these files is removed first; if the
+            process is killed at that moment, there is none.
     """
-    path = epath.Path(path)
+    path, marker = epath.Path(path), list(files)[-1]
     if is_remote(path):
+        if replace and path.exists():
+            remove_directory(path, marker)
         path.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             with (path / name).open("wb") as file:
@@ -80,6 +86,8 @@ def write_directory(
         for name, content in files.items():
             with open(folder / name, "wb") as file:
                 _write(file, content)
+        if replace and path.exists():
+            remove_directory(path, marker)
         publish(folder, path)
 
 

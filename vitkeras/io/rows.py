@@ -35,7 +35,7 @@ class RowFile:
                 f"({error.strerror})."
             ) from error
         if self._is_csv:
-            self._write(_csv_text([self.columns]))
+            self._write(csv_text([self.columns]))
 
     def write(self, records: Iterable[dict[str, Any]]) -> None:
         """Appends records. A .csv file has the values of its columns, and nothing for None.
@@ -44,7 +44,7 @@ class RowFile:
             RunError: If they cannot be written. The file then ends with the rows before them.
         """
         if self._is_csv:
-            text = _csv_text([record.get(name) for name in self.columns] for record in records)
+            text = csv_text([record.get(name) for name in self.columns] for record in records)
         else:
             text = "".join(f"{json.dumps(record)}\n" for record in records)
         self._write(text)
@@ -78,7 +78,8 @@ def check_path(path: str) -> None:
         )
 
 
-def _csv_text(rows):
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Returns rows as CSV, each ending in a line feed; None is an empty cell."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()

@@ -10,6 +10,7 @@ best.keras          the model with the best validation accuracy
 last.keras          the model after the last epoch
 state/              training state, one folder per saved step
 metrics.csv, curves.png, tensorboard/, bad_images.txt
+evaluation/         reports of `vitkeras evaluate`, one folder per split and weights
 """
 
 import json

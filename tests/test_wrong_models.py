@@ -59,6 +59,7 @@ def run_training(model, kept_model):
 TAKES_OUR_MODEL = {
     "first_filters": lambda m, ours, folder: interpret.first_filters(m),
     "position_similarity": lambda m, ours, folder: interpret.position_similarity(m),
+    "features": lambda m, ours, folder: vk.features(m),
     "token_layout": lambda m, ours, folder: interpret.token_layout(m),
     "attention_scores": lambda m, ours, folder: interpret.attention_scores(m, IMAGES),
     "head_maps": lambda m, ours, folder: interpret.head_maps(m, IMAGES),

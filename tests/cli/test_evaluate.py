@@ -102,7 +102,7 @@ def test_the_data_of_the_run(run, photos, tmp_path):
     result, log = evaluate(run.path, "--batch_size=2")
     check(result, log, run)
     assert (result["data"], result["split"], result["examples"]) == ("run", "test", 3)
-    assert result["output"] == str(run.path / "evaluation/test") and "warning" not in log
+    assert result["output"] == str(run.path / "evaluation/test") and "another folder" not in log
     train, log = evaluate(run.path, "--split=train", "--weights=last", "--batch_size=50")
     check(train, log, run, "last")
     assert train["examples"] == 29 and train["output"].endswith("evaluation/train-last")

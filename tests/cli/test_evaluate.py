@@ -160,6 +160,24 @@ def test_other_classes_splits_and_changed_data_are_refused(run, photos, other, t
         assert "must be that of the run" in refused(copy, *flags)
 
 
+def test_an_image_that_is_removed_meanwhile_is_an_error(run, other, tmp_path, monkeypatch):
+    shutil.copytree(other, tmp_path / "other")
+    evaluation_batches = data.evaluation_batches
+
+    def make_batches_and_remove(*args):
+        batches = evaluation_batches(*args)
+        (tmp_path / "other/cow/00.png").unlink()
+        return batches
+
+    monkeypatch.setattr(data, "evaluation_batches", make_batches_and_remove)
+    code, out, log = command(
+        "evaluate", f"--workdir={run.path}", f"--dataset=folder:{tmp_path}/other"
+    )
+    last = log.splitlines()[-1]
+    assert code == 1 and not out and last.startswith("error: An example could not be read (")
+    assert "00.png" in last and last.endswith("lists unreadable files.")
+
+
 def test_no_other_file_is_removed(run, tmp_path):
     kept = tmp_path / "kept"
     kept.mkdir()

@@ -201,9 +201,10 @@ def _evaluate(model, loss, batches, num_examples):
     """Returns the results of all examples of a split."""
     from vitkeras.evaluation.metrics import ExampleResults, make_example_evaluator
     from vitkeras.io.progress import Progress
+    from vitkeras.io.read_errors import read_errors
 
     results = []
-    with Progress(num_examples, "evaluate") as progress:
+    with read_errors(), Progress(num_examples, "evaluate") as progress:
         for each in make_example_evaluator(model, loss)(batches):
             results.append(each)
             progress.update(len(each.labels))

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
@@ -12,6 +11,7 @@ from absl import logging
 from vitkeras.errors import RunError
 from vitkeras.io.atomic import remove_stale_staging
 from vitkeras.io.locks import exclusive_lock
+from vitkeras.io.read_errors import read_errors
 from vitkeras.io.run_directory import RunDirectory
 from vitkeras.models.config import check_model
 from vitkeras.training.callbacks import (
@@ -187,16 +187,8 @@ def exclusive_run(run: RunDirectory, strategy: tf.distribute.Strategy) -> Iterat
             remove_stale_staging(run.path)
             remove_stale_staging(run.path / "state")
         try:
-            yield
-        except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
-            if "IteratorGetNext" not in str(error):  # not from the input pipeline
-                raise
-            reason = re.sub(r"\{\{.*?\}\}", "", error.message).strip().splitlines()[0]
-            raise RunError(
-                f"An example could not be read ({reason[:200].strip()}). `vitkeras preflight "
-                "--full` lists unreadable files. The saved states are intact, and the same command "
-                "resumes the run."
-            ) from error
+            with read_errors("The saved states are intact, and the same command resumes the run."):
+                yield
         except OSError as error:
             if error.errno not in WRITE_ERRORS:
                 raise

@@ -28,7 +28,8 @@ def test_without_arguments_the_commands_are_listed(capsys):
         assert main.main(argv) == 0
         out = capsys.readouterr().out
         assert all(re.search(rf"^  {name} +\w", out, re.M) for name in main.COMMANDS)
-    assert set(main.COMMANDS) == {"train", "evaluate", "predict", "export", "explain", "preflight"}
+    commands = {"train", "evaluate", "predict", "export", "explain", "probe", "preflight"}
+    assert set(main.COMMANDS) == commands
 
 
 def test_version(capsys):
@@ -41,7 +42,7 @@ def test_help_lists_every_flag_and_config_field_without_tensorflow(name):
     code, out, error = run(name, "--help")
     assert (code, error) == (0, "")
     assert out.startswith(f"Usage: vitkeras {name}") and "  --debug\n" in out
-    if name in ("train", "preflight"):
+    if name in ("train", "probe", "preflight"):
         base = configs.base_config()
         assert {field.name for field in configs.fields()} == set(base)
         for field in configs.fields():
@@ -68,6 +69,8 @@ def test_help_lists_every_flag_and_config_field_without_tensorflow(name):
         (["train", "--config=nope.py", "--workdir=x"], "config=nope.py"),
         (["evaluate", "--workdir=x", "--split=tset"], "split"),
         (["predict", "--workdir=x", "--retries=-1", "a.png"], "retries"),
+        (["probe", "--weights=x"], "`--workdir` is required"),
+        (["probe", "--workdir=x", "--config.shot=5"], 'Did you mean "shots"?'),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence_without_tensorflow(argv, received):

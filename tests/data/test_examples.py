@@ -57,3 +57,11 @@ def test_a_stream_of_one_segment_has_another_order_with_another_seed(tmp_path):
         data = examples.shuffled(seed, HostShard(9, 1), 0, 9)
         orders.append([example["image_bytes"] for example in data.as_numpy_iterator()])
     assert orders[0] == orders[1] != orders[2] and len(set(orders[0])) == 81
+
+
+def test_examples_are_selected_by_their_indices(numbered_source):
+    examples = numbered_source.examples("train")
+    everything = list(examples.in_order().as_numpy_iterator())
+    for indices in ([0], [3, 4, 5, 50, 99], [], range(COUNT)):
+        selected = list(examples.at(np.array(indices, np.int64)).as_numpy_iterator())
+        assert selected == [everything[i] for i in indices]

@@ -127,16 +127,20 @@ def _shared_name(path):
 
 
 def _accuracy(run, which, num_examples):
-    """Returns the validation accuracy of a model in metrics.csv, as text."""
-    path = run.path / "metrics.csv"
-    rows = csv.DictReader(path.read_text().splitlines()) if path.exists() else []
-    rows = [row for row in rows if row["val_accuracy"]]
-    if not rows:
-        return "not measured yet"
-    if which == "best":  # the criterion of ModelSaver
-        rows.sort(key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
-    row = rows[-1]
+    """Returns the validation accuracy of a model in probe.json or metrics.csv, as text."""
+    probe = run.probe_results
+    if probe is not None:
+        accuracy, origin = probe["validation_accuracy"], f"{probe['head']} of frozen features"
+    else:
+        path = run.path / "metrics.csv"
+        rows = csv.DictReader(path.read_text().splitlines()) if path.exists() else []
+        rows = [row for row in rows if row["val_accuracy"]]
+        if not rows:
+            return "not measured yet"
+        if which == "best":  # the criterion of ModelSaver
+            rows.sort(key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
+        accuracy, origin = float(rows[-1]["val_accuracy"]), f"epoch {rows[-1]['epoch']}"
     return (
-        f"{float(row['val_accuracy']):.1%} of {num_examples} validation images, epoch "
-        f"{row['epoch']}; on test images: `vitkeras evaluate --workdir={run.path}`"
+        f"{accuracy:.1%} of {num_examples} validation images, {origin}; on test images: "
+        f"`vitkeras evaluate --workdir={run.path}`"
     )

@@ -14,6 +14,7 @@ COMMANDS = {
     "predict": "Classify image files with a run, an export or a server",
     "export": "Export a run as a SavedModel for TF Serving, or as a weight file",
     "explain": "Draw attention maps and other figures of a model as an HTML page",
+    "probe": "Evaluate pretrained features, and write a run with a linear head",
     "preflight": "Check data, pipeline and memory of a config before training",
 }
 

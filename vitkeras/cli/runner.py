@@ -108,7 +108,7 @@ def parse(command, name: str, argv: list[str]):
         InputError: If a flag is unknown, missing or has an invalid value, or arguments are missing
             or not expected.
     """
-    argv = _resolve_recipe(_with_config_of_run(command, argv))
+    argv = _resolve_recipe(_with_default_config(command, argv))
     flags = _define_flags(command, [name, *argv])
     flags.set_gnu_getopt(True)  # flags may follow arguments
     if "config" in flags:
@@ -132,15 +132,17 @@ def parse(command, name: str, argv: list[str]):
     return flags, arguments
 
 
-def _with_config_of_run(command, argv):
-    """Adds the config of the run in --workdir if --config is missing, for `vitkeras train`."""
+def _with_default_config(command, argv):
+    """Adds --config if it is missing: the config of the run in --workdir, or the default recipe."""
     text = "\n".join(argv)
+    if re.search(r"^--?config([=\n]|$)", text, re.M):
+        return argv
     workdir = re.search(r"^--?workdir[=\n](.+)$", text, re.M)
-    if not getattr(command, "RESUMES", False) or re.search(r"^--?config([=\n]|$)", text, re.M):
-        return argv
-    if workdir is None or not (epath.Path(workdir[1]) / "config.json").exists():
-        return argv
-    return [*argv, f"--config={configs.recipe_path('of_run')}:{workdir[1]}"]
+    if getattr(command, "RESUMES", False) and workdir:
+        if (epath.Path(workdir[1]) / "config.json").exists():
+            return [*argv, f"--config={configs.recipe_path('of_run')}:{workdir[1]}"]
+    default = getattr(command, "DEFAULT_CONFIG", None)
+    return [*argv, f"--config={default}"] if default else argv
 
 
 def _resolve_recipe(argv):
@@ -237,9 +239,9 @@ def help_text(command, name: str) -> str:
 
 
 def _define_flags(command, argv):
-    """Returns the flags of a command, with --config if it requires a config."""
+    """Returns the flags of a command, with --config if it requires or has a config."""
     flags = absl_flags.FlagValues()
-    if "config" in command.REQUIRED:
+    if "config" in command.REQUIRED or hasattr(command, "DEFAULT_CONFIG"):
         from ml_collections import config_flags
 
         config_flags.DEFINE_config_file(

@@ -17,6 +17,8 @@ import sys
 
 from absl import flags as absl_flags
 
+from vitkeras.errors import InputError
+
 REQUIRED = ("config", "workdir")
 ARGUMENTS = None
 #: Without --config, the config is that of the run in --workdir.
@@ -50,6 +52,12 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
     if flags.smoke:
         from_config.shrink(config)
     from_config.make_paths_absolute(config)
+    if run.probe_results is not None:
+        raise InputError(
+            "`workdir` must be a new directory, or a run of `vitkeras train`. Received: "
+            f"workdir={flags.workdir}, a run of `vitkeras probe`. To start from its weights: "
+            f"--config.init_from={flags.workdir} and another directory."
+        )
     if flags.extend_epochs:
         check_finished(config, run)
         config.epochs += flags.extend_epochs
@@ -153,7 +161,7 @@ def _train(config, run, strategy, smoke, new_epochs):
     with exclusive_run(run, strategy):
         callbacks = []
         if chief:
-            _write_bad_images(source, run)
+            write_bad_images(source, run)
             if config.pictures_every:
                 images = tensorboard.first_images(source, preprocessing)
                 folder = run.path / "tensorboard" / "pictures"
@@ -172,11 +180,11 @@ def _train(config, run, strategy, smoke, new_epochs):
         kept_model.set_weights(run.load_model("best").get_weights())
         result = evaluate("test")
     if chief:
-        _print_next_commands(run, source)
+        print_next_commands(run, source)
     return {"workdir": str(run.path), "split": "test", "epochs": rows[-1]["epoch"], **result}
 
 
-def _write_bad_images(source, run):
+def write_bad_images(source, run):
     """Lists the files that are left out in the run directory, and logs them by kind."""
     from absl import logging
 
@@ -200,7 +208,7 @@ def _write_bad_images(source, run):
             )  # fmt: skip
 
 
-def _print_next_commands(run, source):
+def print_next_commands(run, source):
     """Prints commands that use the run, as they work from the current directory."""
     program = "vitkeras"
     found = shutil.which(program)

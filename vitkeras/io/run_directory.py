@@ -11,6 +11,11 @@ last.keras          the model after the last epoch
 state/              training state, one folder per saved step
 metrics.csv, curves.png, tensorboard/, bad_images.txt
 evaluation/         reports of `vitkeras evaluate`, one folder per split and weights
+
+`vitkeras probe` writes best.keras, but no last.keras and state, and in addition:
+
+probe.json          accuracies of the classifiers, and which one is the head of the model
+features/           features of the images, a cache
 """
 
 import json
@@ -32,6 +37,8 @@ FILES = {
     "dataset": "dataset.json",
     "versions": "versions.json",
 }
+#: What `vitkeras probe` writes last.
+PROBE_RESULTS = "probe.json"
 #: Fields of a config that may change when a run is resumed: they change no result beyond rounding,
 #: except that a strategy with another number of replicas draws other dropout masks.
 RESUME_OVERRIDABLE_FIELDS = (
@@ -214,6 +221,15 @@ class RunDirectory:
     def dataset(self) -> dict[str, Any]:
         """Fingerprint of the data set."""
         return self._read("dataset")
+
+    @property
+    def probe_results(self) -> dict[str, Any] | None:
+        """What `vitkeras probe` measured; None for a run of `vitkeras train`."""
+        path = self.path / PROBE_RESULTS
+        try:
+            return json.loads(path.read_text()) if path.exists() else None
+        except ValueError as error:
+            raise self._damaged(path, error) from error
 
     def check_data(self, class_names: list[str], dataset: dict[str, Any]) -> None:
         """Checks that data are those of the run: otherwise training images may be in another split.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.images import photo
 from helpers.models import make
-from helpers.processes import command
+from helpers.processes import command, python
 
 import vitkeras as vk
 from vitkeras import data
@@ -173,6 +173,30 @@ def test_the_run_is_exported(run, photos, tmp_path):
     for entry, served in zip(*results, strict=True):
         assert entry["class"] == served["class"]
         assert entry["probability"] == pytest.approx(served["probability"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_replicas_give_the_same_features(run, photos, weights, tmp_path):
+    code = (
+        "import sys, tensorflow as tf\n"
+        "cpu = tf.config.list_physical_devices('CPU')[0]\n"
+        "two = [tf.config.LogicalDeviceConfiguration()] * 2\n"
+        "tf.config.set_logical_device_configuration(cpu, two)\n"
+        "from vitkeras.cli import main; sys.exit(main.main(sys.argv[1:]))"
+    )
+    more = ("--config.strategy=mirrored", "--config.batch_size=10")  # 35 images: 5 are padding
+    process = python("-c", code, "probe", *flags(photos, weights, tmp_path / "run", *more))
+    assert process.returncode == 0, process.stderr[-2000:]
+    arrays = []
+    for workdir in (run[0], tmp_path / "run"):
+        (path,) = (workdir / "features").glob("*/*.npz")
+        with np.load(path) as shard:
+            arrays.append((shard["digests"], shard["features"]))
+    np.testing.assert_array_equal(arrays[0][0], arrays[1][0])
+    np.testing.assert_allclose(arrays[0][1], arrays[1][1], atol=1e-5)
+    more = ("--config.strategy=mirrored", "--config.batch_size=9")
+    process = python("-c", code, "probe", *flags(photos, weights, tmp_path / "other", *more))
+    assert process.returncode == 2 and "Nearest: 8, 10" in process.stderr
 
 
 def test_bad_input_is_refused_before_features_are_computed(run, photos, weights, tmp_path):

@@ -67,9 +67,9 @@ def test_linear_probe_has_the_probabilities_of_scikit_learn(num_classes):
         expected = reference.predict_proba((queries - mean) / std)
         logits = probe.head.logits(queries)
         probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        np.testing.assert_allclose(probabilities, expected, atol=1e-4)
+        np.testing.assert_allclose(probabilities, expected, atol=1e-3)
         loss = -np.log(expected[np.arange(100), query_labels]).mean()
-        assert probe.head.loss(queries, query_labels) == pytest.approx(loss, abs=1e-4)
+        assert probe.head.loss(queries, query_labels) == pytest.approx(loss, abs=1e-3)
 
 
 def test_the_l2_strength_is_that_of_the_best_accuracy_then_of_the_lowest_loss():

@@ -70,7 +70,7 @@ def main(flags: absl_flags.FlagValues, arguments: list[str]) -> dict:
 
 
 def _set_config(config, weights):
-    """Sets what a probe determines: frozen pretrained weights, images without augmentation."""
+    """Sets what a probe determines: frozen weights, no augmentation, a new head with softmax."""
     if weights and config.init_from not in (None, weights):
         raise InputError(
             "`weights` and `init_from` are the same. "
@@ -81,7 +81,7 @@ def _set_config(config, weights):
         raise InputError("`--weights` must be given. Received: no pretrained weights.")
     config.update(
         freeze="backbone", crop="none", color_jitter=0.0, randaug_layers=0, erasing_rate=0.0,
-        mixup_alpha=0.0, cutmix_alpha=0.0,
+        mixup_alpha=0.0, cutmix_alpha=0.0, loss="softmax", class_weights=None, keep_head=False,
     )  # fmt: skip
 
 

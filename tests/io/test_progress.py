@@ -17,6 +17,15 @@ def test_progress_logs_a_line_every_30_seconds_without_a_terminal(caplog, monkey
     assert second.startswith("reading: 100 of 100, ") and "\r" not in sys.stderr.getvalue()
 
 
+def test_the_rate_of_slow_work_is_per_second(caplog, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with caplog.at_level(logging.INFO, "absl"), Progress(4, "reading") as progress:
+        start = progress.start_t
+        progress._time = lambda: start + 40
+        progress.update(2)
+    assert caplog.messages == ["reading: 2 of 4, 0.05 images/s, 00:40 left"]
+
+
 def test_short_work_logs_nothing_unless_its_end_is_wanted(caplog, monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with caplog.at_level(logging.INFO, "absl"):

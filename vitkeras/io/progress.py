@@ -6,7 +6,9 @@ import sys
 import tqdm
 from absl import logging
 
-LINE = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"
+# Slow work has less than one item per second, for which `rate_fmt` is seconds per item.
+LINE = "{desc}: {n_fmt} of {total_fmt}, {rate_noinv_fmt}, {remaining} left"
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 
 
 class Progress(tqdm.tqdm):
@@ -24,7 +26,8 @@ class Progress(tqdm.tqdm):
         self, total: int, description: str, unit: str = "images", line: str = LINE, **kwargs
     ):
         self.on_terminal = sys.stderr.isatty()
-        options = {"leave": False, "delay": 5, "mininterval": 1, "dynamic_ncols": True, **kwargs}
+        options = {"leave": False, "delay": 5, "mininterval": 1, "dynamic_ncols": True}
+        options |= {"bar_format": BAR, **kwargs}
         if not self.on_terminal:
             options |= {"delay": 30, "mininterval": 30, "dynamic_ncols": False, "bar_format": line}
         super().__init__(

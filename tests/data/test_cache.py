@@ -15,16 +15,16 @@ from vitkeras.io.atomic import publish
 @pytest.mark.parametrize("shots", [None, 2])
 def test_small_splits_are_read_once_for_all_epochs(data_dir, shots, monkeypatch):
     source = data.open_source("digits", data_dir, shots=shots)
-    reads, in_order = tf.Variable(0, dtype=tf.int64), TFRecordExamples.in_order
+    parsed, parse = tf.Variable(0, dtype=tf.int64), TFRecordExamples._parse
 
-    def counted(self, shard=None):
-        return in_order(self, shard).map(lambda x: (reads.assign_add(1), x)[1])
+    def counted(self, records):
+        return parse(self, records).map(lambda x: (parsed.assign_add(1), x)[1])
 
-    monkeypatch.setattr(TFRecordExamples, "in_order", counted)
+    monkeypatch.setattr(TFRecordExamples, "_parse", counted)
     monkeypatch.setattr(TFRecordExamples, "shuffled", None)
     batches = data.training_batches(source, data.Preprocessing((8, 8)), 20, epochs=2)
     assert sum(1 for _ in batches) == 2 * (1 if shots else 71)
-    assert int(reads) == 1439
+    assert int(parsed) == (20 if shots else 1439)
 
 
 @pytest.mark.parametrize("kind", ["none", "memory", "disk"])

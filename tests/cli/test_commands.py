@@ -333,6 +333,11 @@ def test_flags_of_an_export_are_checked_before_the_model_is_loaded(flags, text):
     assert code == 2 and text in error
 
 
+def test_errors_have_no_control_characters():
+    error = fail("evaluate", "--workdir=runs/a\nb\x1b[31m\u732b")
+    assert "Received: runs/a b\\x1b[31m\u732b, which has no config.json" in error
+
+
 def test_a_run_is_exported_as_a_hugging_face_folder(run, tmp_path):
     flags = (f"--workdir={run[0]}", f"--output={tmp_path}/out", "--format=hugging_face")
     succeed("export", *flags)

@@ -65,7 +65,7 @@ def test_commands_take_any_names(tmp_path):
 
     result("preflight", *config, f"--output={tmp_path / 'preflight.html'}")
     assert "<script>" not in (tmp_path / "preflight.html").read_text()
-    result("train", *config, run)
+    result("train", *config, "--config.class_weights=balanced", run)
     bad = (tmp_path / "run" / "bad_images.txt").read_text().splitlines()
     assert len(bad) == 1 and "bad\\nfile\\t<b>.png\t" in bad[0]
     folder = Path(result("evaluate", run)[0]["output"])
@@ -87,5 +87,10 @@ def test_commands_take_any_names(tmp_path):
     result("export", run, f"--output={tmp_path / 'exported' / 'model'}")
     card = next((tmp_path / "exported").rglob("model_card.md")).read_text()
     assert "<script>" not in card and "line\\nbreak|*b*" in card
+    kept = [f"--config.init_from={tmp_path / 'run'}", "--config.keep_head"]
+    _, error = result("train", *config, *kept, f"--workdir={tmp_path / 'kept'}")
+    assert "The head is kept for 5 of 5 classes" in error
+    probe = ["probe", f"--config.dataset=folder:{data}", "--config.image_size=(16, 16)"]
+    result(*probe, f"--weights={tmp_path / 'run'}", f"--workdir={tmp_path / 'probe'}")
     exported, _ = result("predict", f"--saved_model={tmp_path / 'exported' / 'model'}", *images[:2])
     assert {entry["class"] for entry in exported["predictions"][0]["top"]} == set(CLASSES)

@@ -11,6 +11,7 @@ from absl import logging
 from vitkeras import configs, data
 from vitkeras.arguments import check_choice, check_range, parse_image_size
 from vitkeras.data.examples import Source
+from vitkeras.data.folder_listing import printable
 from vitkeras.errors import InputError
 from vitkeras.io.atomic import is_remote
 from vitkeras.io.run_directory import RunDirectory
@@ -199,6 +200,7 @@ def keep_head(model: VisionModel, config, class_names: list[str]) -> None:
     """Copies the head of the run `init_from` for the classes that have a name of that run."""
     origin = RunDirectory(config.init_from)
     kept = copy_head(origin.load_model("best"), model, origin.class_names, class_names)
+    kept = list(map(printable, kept))
     logging.info(
         "The head is kept for %d of %d classes: %s%s", len(kept), len(class_names),
         ", ".join(kept[:8]), ", ..." if len(kept) > 8 else "",
@@ -223,8 +225,8 @@ def class_weights(config, source: Source) -> list[float] | None:
     order = np.argsort(weights)
     logging.info(
         "The weights of the classes in the loss are %.3g (%s) to %.3g (%s).",
-        weights[order[0]], source.class_names[order[0]],
-        weights[order[-1]], source.class_names[order[-1]],
+        weights[order[0]], printable(source.class_names[order[0]]),
+        weights[order[-1]], printable(source.class_names[order[-1]]),
     )  # fmt: skip
     return weights
 

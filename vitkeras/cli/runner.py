@@ -70,6 +70,10 @@ def _report(error):
         text, code = str(error), EXIT_INTERRUPTED
     else:
         text = f"error: {' '.join(str(error).split())}"
+        if not text.isprintable():  # rare, and the import takes seconds
+            from vitkeras.data.folder_listing import printable
+
+            text = printable(text)
         code = 2 if isinstance(error, InputError) else 1
     print(text, file=sys.stderr, flush=True)
     return code

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from typing import Any
 
 import tqdm
 from absl import logging
@@ -26,7 +27,12 @@ class Progress(tqdm.tqdm):
         self, total: int, description: str, unit: str = "images", line: str = LINE, **kwargs
     ):
         self.on_terminal = sys.stderr.isatty()
-        options = {"leave": False, "delay": 5, "mininterval": 1, "dynamic_ncols": True}
+        options: dict[str, Any] = {
+            "leave": False,
+            "delay": 5,
+            "mininterval": 1,
+            "dynamic_ncols": True,
+        }
         options |= {"bar_format": BAR, **kwargs}
         if not self.on_terminal:
             options |= {"delay": 30, "mininterval": 30, "dynamic_ncols": False, "bar_format": line}

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from vitkeras.data.folder_listing import printable
+
 #: Fewer training images of a class, a larger ratio of the largest and the smallest class, fewer
 #: steps per epoch, and more parameters per training image are worth a sentence. ViT-B/16 on
 #: ImageNet has 67 parameters per image.
@@ -20,7 +22,8 @@ def advise_on_classes(
         is_weighted: Whether the loss weighs the classes.
         is_sample: Whether `counts` are those of a sample of the training images.
     """
-    sentences = []
+    sentences: list[str] = []
+    class_names = [printable(name) for name in class_names]
     order = [int(i) for i in np.argsort(counts, kind="stable") if counts[i]]
     few = [i for i in order if counts[i] < MIN_IMAGES]
     if few and not is_sample:

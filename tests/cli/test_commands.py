@@ -7,30 +7,13 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers.processes import ROOT, command, python
+from helpers.processes import ROOT, command, fail, python, succeed
 
 import vitkeras as vk
 from vitkeras.io.run_directory import RunDirectory
 
 SIZES = {"variant": "Ti/8", "hidden_dim": 24, "mlp_dim": 48, "num_heads": 3, "num_layers": 2}
 MODEL = [f"--config.{name}={value}" for name, value in SIZES.items()]
-
-
-def succeed(name, *arguments):
-    """Runs a command in this process and returns its result and its log."""
-    code, out, log = command(name, *arguments)
-    assert code == 0, log
-    return json.loads(out.splitlines()[-1]), log
-
-
-def fail(name, *arguments):
-    """Runs a command that must fail and returns its error, which must be one line."""
-    code, out, log = command(name, *arguments)
-    assert code == 2 and not out, log
-    lines = [line for line in log.splitlines() if line.startswith("error: ")]
-    assert log.splitlines()[-1:] == lines, log
-    assert "\\'" not in lines[0] and '\\"' not in lines[0]
-    return lines[0]
 
 
 def train_flags(photos, workdir, *more, image_size=(32, 48)):

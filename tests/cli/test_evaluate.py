@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from helpers.html_pages import Page
 from helpers.models import make
-from helpers.processes import command
+from helpers.processes import command, fail, succeed
 from sklearn import metrics
 
 from vitkeras import data
@@ -21,15 +21,11 @@ SIZE = (16, 24)
 
 
 def evaluate(run, *flags):
-    code, out, log = command("evaluate", f"--workdir={run}", *flags)
-    assert code == 0, log
-    return json.loads(out.splitlines()[-1]), log
+    return succeed("evaluate", f"--workdir={run}", *flags)
 
 
 def refused(run, *flags):
-    code, out, log = command("evaluate", f"--workdir={run}", *flags)
-    assert code == 2 and not out, log
-    return log.splitlines()[-1]
+    return fail("evaluate", f"--workdir={run}", *flags)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.images import photo
 from helpers.models import make
-from helpers.processes import command, python
+from helpers.processes import command, fail, python, succeed
 
 import vitkeras as vk
 from vitkeras import data
@@ -24,20 +24,6 @@ def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "model.keras"
     make(image_size=(16, 16), num_classes=7).save(path)
     return path
-
-
-def succeed(name, *arguments):
-    """Runs a command and returns its result and its log."""
-    code, out, log = command(name, *arguments)
-    assert code == 0, log
-    return json.loads(out.splitlines()[-1]), log
-
-
-def fail(name, *arguments):
-    """Runs a command that must fail and returns its error."""
-    code, out, log = command(name, *arguments)
-    assert code == 2 and not out, log
-    return log.splitlines()[-1]
 
 
 def flags(photos, weights, workdir, *more):

@@ -7,17 +7,11 @@ import shutil
 import numpy as np
 import pytest
 from helpers.models import TINY
-from helpers.processes import command, finish_hosts, start_hosts
+from helpers.processes import finish_hosts, start_hosts, succeed
 
 from vitkeras import data
 from vitkeras.evaluation.metrics import make_evaluator
 from vitkeras.io.run_directory import RunDirectory
-
-
-def succeed(name, *arguments):
-    code, out, log = command(name, *arguments)
-    assert code == 0, log
-    return json.loads(out.splitlines()[-1]), log
 
 
 def train_flags(photos, workdir, **more):

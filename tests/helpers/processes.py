@@ -65,3 +65,20 @@ def command(name, *arguments):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main.main([name, *map(str, arguments)])
     return code, out.getvalue(), err.getvalue()
+
+
+def succeed(name, *arguments):
+    """Runs a command in this process and returns its result and its log."""
+    code, out, log = command(name, *arguments)
+    assert code == 0, log
+    return json.loads(out.splitlines()[-1]), log
+
+
+def fail(name, *arguments):
+    """Runs a command that must fail and returns its error, which must be one line."""
+    code, out, log = command(name, *arguments)
+    assert code == 2 and not out, log
+    lines = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert log.splitlines()[-1:] == lines, log
+    assert "\\'" not in lines[0] and '\\"' not in lines[0]
+    return lines[0]
